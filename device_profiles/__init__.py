@@ -1,0 +1,1 @@
+"""One TOML file a device; `edgecompile.device` reads them."""

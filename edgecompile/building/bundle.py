@@ -1,0 +1,80 @@
+"""The bundle: the artifact's files, golden inputs and outputs, and a manifest with the hash of each, manifest last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecompile.data import Dataset
+from edgecompile.program import Program
+from edgecompile.store import file_hash
+from edgecompile.target import Artifact, Run
+
+MANIFEST_SCHEMA = 1
+
+
+def golden_inputs(fixed: Program, data: Dataset | None, kind: str, seed: int) -> tuple[Tensor, ...]:
+    """One batch for the emitted shapes: the first samples of the evaluation data, or seeded random numbers.
+
+    Integers are drawn between the smallest and the largest of the example inputs.
+    """
+    if kind == "data" and data is not None:
+        batch = int(fixed.inputs[0].shape[0]) if fixed.inputs[0].dim() else 1
+        chunk = next(iter(data)).inputs
+        index = torch.arange(batch) % chunk[0].shape[0]
+        found = tuple(t.index_select(0, index) if t.dim() else t for t in chunk)
+        if all(a.shape == b.shape for a, b in zip(found, fixed.inputs, strict=True)):
+            return found
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_random(t, generator) for t in fixed.inputs)
+
+
+def _random(example: Tensor, generator: torch.Generator) -> Tensor:
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator).to(example.dtype)
+    if example.dtype == torch.bool:
+        return torch.rand(example.shape, generator=generator) < 0.5
+    low, high = int(example.min()), int(example.max())
+    return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
+
+
+def fill(
+    folder: Path, artifact: Artifact, run: Run | None, fixed: Program, golden: tuple[Tensor, ...], facts: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Copy the artifact, write `golden.npz` and last `manifest.json`; the files by kind, the main file first.
+
+    Golden outputs come from the artifact's own runtime, from the program where there is none here (`golden_from`).
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(artifact.folder.rglob("*")):
+        if path.is_file() and path.name != "emit.json":
+            target = folder / path.relative_to(artifact.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            files[artifact.kind if path == artifact.path else f"{artifact.kind}:{path.name}"] = target
+    with torch.no_grad():
+        outputs = run(golden) if run is not None else fixed(*golden)
+    arrays = {f"input:{n}": t.numpy() for n, t in zip(fixed.input_names, golden, strict=True)}
+    arrays |= {f"output:{n}": t.detach().numpy() for n, t in zip(fixed.output_names, outputs, strict=True)}
+    np.savez(folder / "golden.npz", **arrays)  # type: ignore[arg-type]
+    files["golden"] = folder / "golden.npz"
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "artifact": artifact.main,
+        "kind": artifact.kind,
+        "golden_from": "artifact" if run is not None else "program",
+        "inputs": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in zip(fixed.input_names, fixed.inputs, strict=True)],
+        "outputs": list(fixed.output_names),
+        "files": {p.relative_to(folder).as_posix(): {"sha256": file_hash(p), "bytes": p.stat().st_size} for p in files.values()},
+        **facts,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files["manifest"] = folder / "manifest.json"
+    return files

@@ -1,0 +1,278 @@
+"""build(): the whole life of a build, from what a user typed to a verified artifact and a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompile import __version__, errors
+from edgecompile.building.finish import finish, write_report
+from edgecompile.building.options import BuildOptions, Budgets, deployment, options_from
+from edgecompile.building.workshop import Progress, Workshop, cached_outputs
+from edgecompile.data import choose_score, digest_of, open_dataset, outputs, truth
+from edgecompile.device import DeviceProfile
+from edgecompile.errors import EdgeCompileError, InputError, Refused, SpecError, TargetError, Unsupported
+from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, parse_one, show
+from edgecompile.program import Program
+from edgecompile.report import Model, Refusal, Report
+from edgecompile.store import Cache, hold, key
+from edgecompile.target import Target
+from edgecompile.teacher import Teacher
+
+if TYPE_CHECKING:
+    from edgecompile.data import Dataset
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "nncf", "torchao", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to build: everything that was typed, read and checked, and nothing done yet."""
+
+    options: BuildOptions
+    budgets: Budgets
+    name: str
+    target: Target
+    device: DeviceProfile
+    threads: int
+
+
+def build(
+    model: str | Teacher,
+    options: BuildOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    observers: tuple[Observer, ...] = (),
+    cache: Cache | None = None,
+    **values: Any,
+) -> Report:
+    """Build `model` for a target under its budgets; `values` are the fields of `BuildOptions`.
+
+    Returns the report, whose `exit_code` says whether the budgets hold; it is also written to OUT/report.json and
+    OUT/report.html. Raises `EdgeCompileError` for what cannot be built at all; the report says so too.
+    """
+    chosen = options if options is not None else options_from(values, "build")
+    if options is not None and values:
+        raise SpecError(f"build: give options or keywords, not both ({', '.join(values)})")
+    out = Path(chosen.out)
+    name = model if isinstance(model, str) else model.name
+    try:
+        job = prepare(chosen)
+        with hold(out):
+            try:
+                return _run(model, job, progress, observers, cache or Cache())
+            except EdgeCompileError as error:
+                write_report(out, failed(name, chosen, error))
+                raise
+    except EdgeCompileError as error:
+        _report_early(out, name, chosen, error)
+        raise
+
+
+def _report_early(out: Path, name: str, options: BuildOptions, error: EdgeCompileError) -> None:
+    """A report of an error before the folder was held, where the folder can be written and nobody holds it."""
+    if isinstance(error, errors.OutputError):
+        return
+    try:
+        with hold(out):
+            write_report(out, failed(name, options, error))
+    except errors.OutputError:
+        return
+
+
+def prepare(options: BuildOptions) -> Job:
+    """Read everything that can be wrong without looking at the model."""
+    from edgecompile.passes import PASSES
+    from edgecompile.targets import DEPLOYMENTS, TARGETS
+
+    budgets = options.budgets()
+    pairs = deployment(options.target, options.device, DEPLOYMENTS)
+    call, device_name = pairs[0]
+    target: Target = parse_one(call, TARGETS, "--target")
+    device = DeviceProfile.load(device_name)
+    if options.pipeline is not None:
+        parse(options.pipeline, PASSES)
+    return Job(options, budgets, options.target, target, device, options.threads or device.threads)
+
+
+def _run(
+    model: str | Teacher, job: Job, progress: Progress | None, observers: tuple[Observer, ...], cache: Cache
+) -> Report:
+    options, budgets = job.options, job.budgets
+    tell: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
+    tell("loading the model", 0, 1)
+    teacher = model if isinstance(model, Teacher) else _load(model, options)
+    calib, evaluate = _data(options.calib, teacher.calib, teacher, options), _data(options.eval, teacher.evaluate, teacher, options, labels=True)
+    passes, why = choose(job, teacher, calib)
+    check_data(passes, calib)
+    reasons = job.target.refuse(teacher.program)
+    if reasons:
+        raise Unsupported(f"{teacher.name} for {job.name}", reasons)
+    if options.dry_run:
+        return planned(teacher, job, passes, why)
+    versions = tool_versions()
+    score = choose_score(teacher, evaluate, options.score) if evaluate is not None else None
+    found = None
+    if evaluate is not None:
+        name = key("teacher outputs", teacher.digest, evaluate.digest, versions)
+        whole = teacher.program
+        tell("running the teacher", 0, 1)
+        found = cached_outputs(cache, name, lambda: outputs(lambda x: whole(*x), evaluate, whole.batch))
+    text = show(passes)
+    shop = Workshop(
+        job.target, cache, options.batch if teacher.program.batch is None else teacher.program.batch, job.threads, options.seed,
+        versions, {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions}, evaluate, score, found,
+        size_budget=budgets.size_bytes is not None or budgets.size_percent is not None,
+        replay=_recorded(options.decisions), progress=progress,
+    )  # fmt: skip
+    if evaluate is not None and score is not None:
+        shop.truth = truth(evaluate, score)
+    context = Context(
+        teacher.program, job.device, job.target, calib, _data(options.train, teacher.train, teacher, options), options.seed,
+        budgets.drop_pp, shop.drop_pp if evaluate is not None else None,
+    )  # fmt: skip
+    exact, lossy = _split(passes)
+    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, evaluate))
+    program, steps = manager.run(teacher.program, context, shop)
+    baseline, _ = PassManager(exact).run(teacher.program, context)
+    reasons = job.target.refuse(program)
+    if reasons:
+        raise Unsupported(f"{teacher.name} for {job.name}", reasons)
+    return finish(job, teacher, shop, baseline, program, steps, text, why, evaluate)
+
+
+def _load(model: str, options: BuildOptions) -> Teacher:
+    from edgecompile.models.loaders import load
+
+    weights = Path(options.weights) if options.weights else None
+    return load(model, weights=weights, inputs=options.input, image=options.image, trust=options.trust_model)
+
+
+def _data(ref: str | None, shipped: Dataset | None, teacher: Teacher, options: BuildOptions, labels: bool = False) -> Dataset | None:
+    if ref is None:
+        return shipped
+    file = Path(options.labels) if labels and options.labels else None
+    return open_dataset(ref, teacher.program, teacher.preprocessing, file)
+
+
+def choose(job: Job, teacher: Teacher, calib: Dataset | None) -> tuple[tuple[Pass, ...], str]:
+    """The passes to run and where they come from: the exact ones first, then the user's or those chosen here."""
+    from edgecompile.passes import EXACT, PASSES
+
+    options = job.options
+    first = parse(", ".join(EXACT), PASSES)
+    last = parse(job.target.legalize, PASSES)
+    if options.pipeline is not None:
+        given = tuple(_with_kept(p, options.keep_float) for p in parse(options.pipeline, PASSES))
+        return (*first, *given, *last), "given"
+    if not job.target.quantizable():
+        return (*first, *last), f"exact passes only: {job.target.name} has no integer kernels"
+    if calib is None:
+        return (*first, *last), "exact passes only: quantization needs calibration data (--calib)"
+    if job.budgets.drop_pp == 0:
+        return (*first, *last), "exact passes only: the drop budget is 0"
+    middle = tuple(_with_kept(p, options.keep_float) for p in parse("quantize", PASSES))
+    return (*first, *middle, *last), "quantization, since there is calibration data"
+
+
+def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
+    """`--keep-float` added to every pass that has such an option."""
+    own = getattr(one, "keep_float", None)
+    return replace(one, keep_float=(*own, *globs)) if own is not None and globs else one  # type: ignore[call-arg]
+
+
+def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The leading exact passes, which make the baseline, and the rest."""
+    end = next((i for i, p in enumerate(passes) if not p.exact), len(passes))
+    return passes[:end], passes[end:]
+
+
+def _remembered(
+    cache: Cache, versions: Mapping[str, str], evaluate: Dataset | None
+) -> Callable[[Pass, Program, Context], Program]:
+    """Lossy passes, which take long, are kept in the cache by everything that goes into them."""
+    from edgecompile import program_file
+    from edgecompile.measure import machine
+
+    def apply(one: Pass, program: Program, ctx: Context) -> Program:
+        if one.exact:
+            return one.run(program, ctx)
+        searched = None if ctx.drop is None or ctx.max_drop is None else [ctx.max_drop, evaluate.digest if evaluate else None]
+        flags = list(map(str, machine()["flags"]))  # type: ignore[call-overload]
+        name = key(
+            "pass", digest_of(program), show([one]), ctx.calib.digest if ctx.calib else None,
+            ctx.train.digest if ctx.train else None, searched, repr(ctx.target), ctx.seed, versions, flags,
+        )  # fmt: skip
+
+        def fill(folder: Path) -> None:
+            result = one.run(program.clone(), ctx).retraced()
+            program_file.save(result, folder)
+            (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
+
+        folder = cache.get(name) or cache.put(name, fill)
+        said = json.loads((folder / "said.json").read_text())
+        ctx.stats.update(said["stats"])
+        ctx.notes[:] = said["notes"]
+        return program_file.load(folder)
+
+    return apply
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that has a hand in an artifact."""
+    import platform
+
+    found = {"edgecompile": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _recorded(path: str | None) -> dict[str, str]:
+    """The decisions of a `report.json`, to be replayed."""
+    if path is None:
+        return {}
+    try:
+        report = Report.from_json(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise InputError(f"--decisions {path}: cannot be read: {error.strerror}") from None
+    return {d.key: d.value for d in report.decisions}
+
+
+def planned(teacher: Teacher, job: Job, passes: tuple[Pass, ...], why: str) -> Report:
+    """The report of a dry run: what would be done."""
+    return Report(
+        __version__, model_of(teacher), job.name, job.device.name, show(passes), errors.OK, dry_run=True,
+        batch=job.options.batch, threads=job.threads, seed=job.options.seed, notes=(f"pipeline: {why}", *teacher.notes),
+        preprocessing=teacher.preprocessing, versions=tool_versions(),
+    )  # fmt: skip
+
+
+def model_of(teacher: Teacher) -> Model:
+    """The teacher as the report names it."""
+    count = sum(w.numel() for w in teacher.program.weights().values() if w.is_floating_point())
+    return Model(teacher.name, teacher.digest, count)
+
+
+def failed(name: str, options: BuildOptions, error: EdgeCompileError) -> Report:
+    """The report of a build that could not be done, with every refusal on its own."""
+    match error:
+        case Unsupported():
+            refusals = tuple(Refusal(error.rule, name, reason) for reason in error.reasons)
+        case Refused():
+            refusals = (Refusal(error.rule, error.where, str(error)),)
+        case TargetError():
+            refusals = (Refusal(error.rule, name, str(error)),)
+        case _:
+            refusals = (Refusal(type(error).__name__, name, str(error)),)
+    return Report(
+        __version__, Model(name), options.target, options.device or "", options.pipeline or "", error.exit_code,
+        (error.exit_code,), seed=options.seed, batch=options.batch, refusals=refusals, versions=tool_versions(),
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""The workshop of a build: programs made into artifacts, run, scored and timed side by side, each of them once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
+from edgecompile.measure import Drop, Interval, Samples, interleave, median_ms, paired_accuracy, paired_scores, ratio, verdict
+from edgecompile.pass_manager import Price
+from edgecompile.program import Program
+from edgecompile.store import Cache, key
+from edgecompile.target import Artifact, Run, Target
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+_WORTH = 0.9
+"""A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact in its runtime; `call` is what is timed, `score` and `found` are None without evaluation data."""
+
+    digest: str
+    artifact: Artifact
+    run: Run | None
+    call: Callable[[], object] | None
+    size_bytes: int
+    scored: Scored | None = None
+    found: Outputs | None = None
+
+
+@dataclass
+class Workshop:
+    """Emits, loads, scores and times programs for one target at one batch, and remembers what it made."""
+
+    target: Target
+    cache: Cache
+    batch: int
+    threads: int
+    seed: int
+    versions: Mapping[str, str]
+    metadata: Mapping[str, str]
+    evaluate: Dataset | None
+    score: Score | None
+    teacher: Outputs | None
+    size_budget: bool = False
+    decisions: dict[str, str] = field(default_factory=dict)
+    replay: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress | None = None
+    _made: dict[str, Built] = field(default_factory=dict)
+    truth: Truth = field(default_factory=lambda: Truth([], []))
+
+    def build(self, program: Program) -> Built:
+        """The program as an artifact of the target, emitted once for each content."""
+        digest = digest_of(program)
+        if digest not in self._made:
+            self._tell("emitting", 0, 1)
+            fixed = program.specialised(self.batch)
+            artifact = self._emitted(digest, fixed)
+            run = self.target.load(artifact, self.threads)
+            bound = getattr(run, "bound", None)
+            call = bound(fixed.inputs) if bound is not None else None
+            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json")
+            self._made[digest] = self._scored(Built(digest, artifact, run, call, size))
+        return self._made[digest]
+
+    def _emitted(self, digest: str, fixed: Program) -> Artifact:
+        name = key("emit", digest, self.batch, repr(self.target), self.versions, self.metadata)
+
+        def fill(folder: Path) -> None:
+            artifact = self.target.emit(fixed, folder, self.metadata)
+            said = {"kind": artifact.kind, "main": artifact.main, "notes": list(artifact.notes), "facts": dict(artifact.facts)}
+            (folder / "emit.json").write_text(json.dumps(said, sort_keys=True))
+
+        folder = self.cache.get(name) or self.cache.put(name, fill)
+        said = json.loads((folder / "emit.json").read_text())
+        return Artifact(said["kind"], folder, said["main"], tuple(said["notes"]), said["facts"])
+
+    def _scored(self, built: Built) -> Built:
+        if self.evaluate is None or self.score is None or built.run is None:
+            return built
+        name = key("outputs", built.artifact.kind, built.digest, self.batch, self.threads, self.evaluate.digest, repr(self.target), self.versions)
+        found = cached_outputs(self.cache, name, lambda: self._run(built.run))
+        return replace(built, scored=score_outputs(self.score, found, self.teacher, self.truth), found=found)
+
+    def _run(self, run: Run | None) -> Outputs:
+        assert run is not None
+        assert self.evaluate is not None
+        total, done = self.evaluate.samples or 0, 0
+
+        def counted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal done
+            done += self.batch
+            self._tell("scoring", min(done, total), total)
+            return run(inputs)
+
+        return outputs(counted, self.evaluate, self.batch)
+
+    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price, Price, bool, str]:
+        """Both prices, timed side by side, and whether a lossy step is worth keeping; a recorded choice is replayed."""
+        one, two = self.build(before), self.build(after)
+        if one.call is None or two.call is None:
+            return self._price(one, None), self._price(two, None), True, "kept: not run here"
+        samples = self.time({"before": one, "after": two})
+        speed = ratio(samples["after"], samples["before"])
+        prices = self._price(one, median_ms(samples["before"])), self._price(two, median_ms(samples["after"]))
+        if not lossy:
+            return *prices, True, ""
+        pays, why = self._pays(speed, two.size_bytes / max(one.size_bytes, 1))
+        name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
+        recorded = self.replay.get(name)
+        if recorded is not None:
+            pays, why = recorded == "yes", f"{why}; the recorded choice is replayed"
+        self.decisions[name] = "yes" if pays else "no"
+        return *prices, pays, why
+
+    def _pays(self, speed: Interval, size: float) -> tuple[bool, str]:
+        answer = verdict(speed)
+        what = f"{speed.value:.3f}x of the latency before ({speed.low:.3f}-{speed.high:.3f})"
+        if answer == "faster":
+            return True, f"faster: {what}"
+        if answer != "slower" and self.size_budget and size < _WORTH:
+            return True, f"not faster but {100 * (1 - size):.0f} % smaller: {what}"
+        return False, f"it does not pay here: {what}"
+
+    def drop_pp(self, program: Program) -> float:
+        """Percent points that the emitted program loses against the teacher on the evaluation data."""
+        drop = self.drop(self.build(program))
+        return drop.value_pp if drop is not None else 0.0
+
+    def drop(self, built: Built) -> Drop | None:
+        """The paired drop of an artifact against the teacher, None without evaluation data."""
+        scored = built.scored
+        if scored is None or self.score is None:
+            return None
+        best = self._teacher_scored()
+        if scored.per_sample is None or best.per_sample is None:
+            lost = best.percent - scored.percent
+            return Drop(lost, float("nan"), float("nan"), float("inf"), scored.samples)
+        if np.isin(scored.per_sample, (0.0, 100.0)).all() and np.isin(best.per_sample, (0.0, 100.0)).all():
+            return paired_accuracy(best.per_sample > 50, scored.per_sample > 50)
+        return paired_scores(best.per_sample, scored.per_sample, self.seed)
+
+    def _teacher_scored(self) -> Scored:
+        assert self.score is not None
+        assert self.teacher is not None
+        return score_outputs(self.score, self.teacher, self.teacher, self.truth)
+
+    def teacher_score(self) -> Scored | None:
+        """The teacher's own score on the evaluation data."""
+        return self._teacher_scored() if self.teacher is not None and self.score is not None else None
+
+    def time(self, built: Mapping[str, Built], rounds: int = 30) -> dict[str, Samples]:
+        """Artifacts timed side by side, order alternating."""
+        calls = {name: b.call for name, b in built.items() if b.call is not None}
+        return interleave(calls, rounds=rounds, seed=self.seed, least=1, progress=lambda d, t: self._tell("measuring", d, t))
+
+    def _price(self, built: Built, latency: Interval | None) -> Price:
+        kind: Literal["measured", "unvalidated"] = "measured" if latency else "unvalidated"
+        return Price(latency, built.size_bytes, built.scored.percent if built.scored else None, kind)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+def cached_outputs(cache: Cache, name: str, make: Callable[[], Outputs]) -> Outputs:
+    """Outputs from the cache, else made and stored; one array a chunk and output."""
+
+    def fill(folder: Path) -> None:
+        chunks = make()
+        arrays = {f"{i:05d}_{j:03d}": a for i, chunk in enumerate(chunks) for j, a in enumerate(chunk)}
+        np.savez(folder / "outputs.npz", **arrays)  # type: ignore[arg-type]
+
+    folder = cache.get(name) or cache.put(name, fill)
+    with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
+        found: dict[str, list[Any]] = {}
+        for label in sorted(stored.files):
+            found.setdefault(label.split("_")[0], []).append(stored[label])
+    return [tuple(chunk) for chunk in found.values()]

@@ -1,0 +1,219 @@
+"""Pass, Context and PassManager: what a pass is, all it may see, and how a pipeline of them is run."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+
+from edgecompile.errors import EdgeCompileError, PassError, SpecError, near
+from edgecompile.program import Program
+from edgecompile.spec import Call, import_object, make, options_of, parse_calls, show_calls
+
+if TYPE_CHECKING:
+    from edgecompile.data import Dataset
+    from edgecompile.device import DeviceProfile
+    from edgecompile.measure import Interval
+    from edgecompile.target import Target
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a pass may look at besides its program; a fresh one for each pass.
+
+    `drop` builds a program for the target, runs it on the evaluation data and says how many percent points of the
+    score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows.
+    """
+
+    teacher: Program
+    device: DeviceProfile | None = None
+    target: Target | None = None
+    calib: Dataset | None = None
+    train: Dataset | None = None
+    seed: int = 0
+    max_drop: float | None = None
+    drop: Callable[[Program], float] | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a number that the report shows: `folded=3`."""
+        self.stats[name] = self.stats.get(name, 0) + by
+
+    def note(self, text: str) -> None:
+        """A remark for the report: `conv2d_1 kept: its result is used twice`."""
+        self.notes.append(text)
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One rewriting of a program. Subclasses are frozen dataclasses whose fields are the options of the pipeline text.
+
+    A pass owns the program that it is given: it may edit it in place, and returns what the next pass gets. It never
+    calls `.train()`, keeps no state, and takes randomness from `ctx.seed` only. `keep=always` keeps a lossy pass
+    that does not pay on the target.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = False
+
+    keep: Literal["if_it_pays", "always"] = field(default="if_it_pays", kw_only=True)
+
+    @abstractmethod
+    def run(self, program: Program, ctx: Context) -> Program:
+        """The rewritten program; raises `PassError` when the options ask for what this program cannot give."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a program costs on the target: `latency_ms` and `score` (percent) are None where nobody can say.
+
+    `kind` says how the latency came about.
+    """
+
+    latency_ms: Interval | None
+    size_bytes: int | None
+    score: float | None
+    kind: Literal["measured", "predicted", "unvalidated"] = "measured"
+
+
+class Pricer(Protocol):
+    """Builds programs for the target and says what they cost there; implemented by the build."""
+
+    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price, Price, bool, str]:
+        """Both prices, taken side by side, whether `after` is worth keeping, and why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass, or one run of exact passes, as it went. `kept` is false where it was undone, for `reason`."""
+
+    passes: tuple[Pass, ...]
+    changed: bool
+    kept: bool
+    reason: str
+    seconds: float
+    nodes: int
+    before: Price | None
+    after: Price | None
+    stats: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+Observer = Callable[[int, Pass, Program], None]
+"""Called with the number of the pass (from 1), the pass, and the program that it left; never changes it."""
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs passes in order: pass, retrace, same interface, price, keep or undo."""
+
+    passes: tuple[Pass, ...]
+    observers: tuple[Observer, ...] = ()
+    apply: Callable[[Pass, Program, Context], Program] = lambda one, program, ctx: one.run(program, ctx)
+    """How one pass is run; a build puts its cache here."""
+
+    def run(self, program: Program, context: Context, pricer: Pricer | None = None) -> tuple[Program, list[Step]]:
+        """The last program and how each step went; the caller's program is never changed."""
+        steps: list[Step] = []
+        index = 0
+        while index < len(self.passes):
+            group = self._group(index)
+            program, step = self._step(index, group, program, context, pricer)
+            steps.append(step)
+            index += len(group)
+        return program, steps
+
+    def _group(self, index: int) -> tuple[Pass, ...]:
+        """The run of exact passes that begins here, or the one lossy pass."""
+        end = index
+        while end < len(self.passes) and self.passes[end].exact:
+            end += 1
+        return self.passes[index : max(end, index + 1)]
+
+    def _step(
+        self, index: int, group: tuple[Pass, ...], program: Program, context: Context, pricer: Pricer | None
+    ) -> tuple[Program, Step]:
+        started = time.monotonic()
+        ctx = replace(context, stats={}, notes=[])
+        result, changed = program, False
+        for offset, one in enumerate(group):
+            result, one_changed = self._apply(index + offset, one, result, ctx)
+            changed = changed or one_changed
+            for observer in self.observers:
+                observer(index + offset + 1, one, result)
+        lossy = not all(p.exact for p in group)
+        before = after = None
+        keep, reason = True, "" if changed else "nothing to do"
+        if changed and pricer is not None:
+            before, after, pays, why = pricer.price(program, result, lossy)
+            keep = pays or not lossy or group[0].keep == "always"
+            reason = why if pays or keep is False else f"kept although {why}" if lossy else ""
+        step = Step(
+            group, changed, keep, reason, time.monotonic() - started, len(result.graph.graph.nodes), before, after,
+            dict(ctx.stats), tuple(ctx.notes),
+        )  # fmt: skip
+        return (result if keep else program), step
+
+    def _apply(self, index: int, one: Pass, program: Program, ctx: Context) -> tuple[Program, bool]:
+        """One pass on a copy, retraced when it changed anything, with the interface held to what it was."""
+        before = _state(program)
+        try:
+            result = self.apply(one, program.clone(), ctx)
+            if _state(result) == before and _shares_values(program, result):
+                return program, False
+            result = result.retraced()
+        except EdgeCompileError as error:
+            error.args = (f"{error} (in {self._place(index)})", *error.args[1:])
+            raise
+        except Exception as error:
+            error.add_note(f"in {self._place(index)}")
+            raise
+        if result.interface != program.interface:
+            raise RuntimeError(
+                f"{self._place(index)} changed the interface from {program.interface} to {result.interface}"
+            )
+        return result, True
+
+    def _place(self, index: int) -> str:
+        rest = show(self.passes[index:])
+        return f"pass {index + 1} of {len(self.passes)}; --pipeline '{rest}' runs from there"
+
+
+def _state(program: Program) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    return str(program), tuple((name, tuple(w.shape)) for name, w in program.weights().items())
+
+
+def _shares_values(one: Program, two: Program) -> bool:
+    import torch
+
+    others = two.weights()
+    return all(torch.equal(w, others[name]) for name, w in one.weights().items())
+
+
+def parse(text: str, known: Mapping[str, str | type[Pass]]) -> tuple[Pass, ...]:
+    """Pipeline text to passes; raises `SpecError` for unknown names and options, with near spellings."""
+    return tuple(parse_one(call, known, "pipeline") for call in parse_calls(text))
+
+
+def parse_one(call: Call, known: Mapping[str, Any], what: str) -> Any:
+    """One word with its options to an object of the class that a table (`name -> "module:Class"`) or name gives."""
+    entry = known.get(call.name)
+    if entry is None:
+        raise SpecError(f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}")
+    cls = import_object(entry, what) if isinstance(entry, str) else entry
+    return make(cls, call.options, f"{what}: {call.name}")
+
+
+def show(passes: Iterable[Pass]) -> str:
+    """The pipeline text that `parse` reads back to the same passes."""
+    return show_calls(Call(p.name, options_of(p)) for p in passes)
+
+
+def check_data(passes: Sequence[Pass], calib: Dataset | None) -> None:
+    """Fail before minutes are spent when a pass will want data that nobody gave."""
+    wanting = [p.name for p in passes if cast(bool, getattr(p, "needs_calib", False))]
+    if wanting and calib is None:
+        raise PassError(f"{', '.join(wanting)}: needs calibration data: give --calib with images, an .npz or module:function")

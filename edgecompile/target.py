@@ -1,0 +1,77 @@
+"""Target and Artifact: what a target promises, and what it leaves in a folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from edgecompile.program import Program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch._ops import OpOverload
+
+Run = Callable[["tuple[Tensor, ...]"], "tuple[Tensor, ...]"]
+"""An artifact loaded in its runtime: inputs to outputs."""
+
+
+@dataclass(frozen=True)
+class QuantRule:
+    """How a target's runtime takes one operator in integers.
+
+    `operands` are the activation arguments, by schema name (a list argument counts with each of its items). `weight`
+    is the constant argument and `axis` its output-channel axis. `output` says what becomes of the result:
+    `quantized` (the kernel writes integers: the result must be quantized too), `float` (it writes floats), or
+    `shared` (integers pass through: the result has the scale of the first operand). `fuses` are the activations that
+    the runtime folds into the kernel when they follow it directly.
+    """
+
+    operands: tuple[str, ...]
+    weight: str | None = None
+    axis: int = 0
+    output: Literal["quantized", "float", "shared"] = "quantized"
+    fuses: tuple[OpOverload, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What `emit` left: the main file, relative to its folder, and what else there is to say of it."""
+
+    kind: str
+    folder: Path
+    main: str
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The main file."""
+        return self.folder / self.main
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """Where a program goes. Subclasses are frozen dataclasses with options, written `onnx(opset=20)`."""
+
+    name: ClassVar[str]
+    legalize: ClassVar[str] = ""
+    """Pipeline text that is appended to every pipeline for this target."""
+
+    def quantizable(self) -> Mapping[OpOverload, QuantRule]:
+        """What the runtime really runs in integers; empty when nothing."""
+        return {}
+
+    def refuse(self, program: Program) -> list[str]:
+        """Every reason why this program cannot be emitted, each with node, layer and operator; none when it can."""
+        return []
+
+    @abstractmethod
+    def emit(self, program: Program, folder: Path) -> Artifact:
+        """Write the artifact into an existing, empty folder. Raises `TargetError` that says what to install or mend."""
+
+    def load(self, artifact: Artifact, threads: int = 1) -> Run | None:
+        """The artifact in its runtime on this machine, None when there is no such runtime here."""
+        return None

@@ -1,0 +1,105 @@
+"""Verify: the emitted artifact, run in its runtime, against the teacher; and the first layer that drifts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from edgecompile.data import Outputs, snr_db
+from edgecompile.program import Program
+from edgecompile.rewrite import layer
+
+DRIFT_DB = 15.0
+"""Below this signal-to-noise ratio an output or layer is said to drift: the error is over a sixth of the signal."""
+
+Tap = Callable[[Sequence[str], tuple[Tensor, ...]], Mapping[str, np.ndarray[Any, Any]]]
+"""Names of nodes and inputs to the values that the artifact's runtime computes at those nodes, where it has them."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of all float outputs against the teacher's; `snr_db` None when they are equal, NaN when not finite."""
+
+    samples: int
+    max_abs: float
+    mean_abs: float
+    snr_db: float | None
+
+
+def output_errors(found: Outputs, teacher: Outputs) -> Errors:
+    """Worst and mean absolute error and signal-to-noise ratio over the evaluation data."""
+    worst, total, count, samples = 0.0, 0.0, 0, 0
+    for ours, theirs in zip(found, teacher, strict=True):
+        samples += len(theirs[0]) if theirs[0].ndim else 1
+        for a, t in zip(ours, theirs, strict=True):
+            if t.dtype.kind != "f":
+                continue
+            gap = np.abs(a.astype(np.float64) - t.astype(np.float64))
+            worst = max(worst, float(gap.max(initial=0.0))) if not math.isnan(worst) else worst
+            total, count = total + float(gap.sum()), count + gap.size
+    ratio = snr_db(found, teacher)
+    if worst == 0.0:
+        ratio = None
+    elif ratio is None:
+        ratio = math.nan
+    return Errors(samples, worst, total / max(count, 1), ratio)
+
+
+def layer_drift(teacher: Program, program: Program, tap: Tap, inputs: tuple[Tensor, ...]) -> list[tuple[str, float | None]]:
+    """Signal-to-noise ratio in dB at each layer of the artifact that descends from a layer of the teacher, in order.
+
+    The pairs come from provenance: a node of `program` whose origin is a node of the teacher with the same shape.
+    """
+    origins = {n.name: n for n in teacher.graph.graph.nodes if n.op == "call_function"}
+    pairs = []
+    for node in program.graph.graph.nodes:
+        source = origins.get(str(node.meta.get("custom", {}).get("origin", "")))
+        if node.op == "call_function" and source is not None and "quantize" not in str(node.target) and _float(node) and _float(source):
+            pairs.append((node.name, source))
+    values = _values(teacher, {source.name for _, source in pairs}, inputs)
+    seen = tap([name for name, _ in pairs], inputs)
+    found: list[tuple[str, float | None]] = []
+    for name, source in pairs:
+        if name not in seen or source.name not in values or seen[name].shape != values[source.name].shape:
+            continue
+        ours, theirs = seen[name], values[source.name]
+        ratio = snr_db([(ours,)], [(theirs,)])
+        found.append((f"{layer(source)} ({source.name})", None if np.array_equal(ours, theirs) else math.nan if ratio is None else ratio))
+    return found
+
+
+def first_drift(layers: Sequence[tuple[str, float | None]], limit_db: float = DRIFT_DB) -> str | None:
+    """The first layer after which the signal-to-noise ratio stays under the limit to the end, None when it does not."""
+    first = None
+    for name, ratio in layers:
+        low = ratio is not None and not ratio >= limit_db
+        first = (first or name) if low else None
+    return first
+
+
+def _float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
+
+
+def _values(program: Program, names: set[str], inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    class Keep(fx.Interpreter):
+        kept: dict[str, Any] = {}  # noqa: RUF012
+
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.name in names and isinstance(value, Tensor):
+                self.kept[n.name] = value.detach().numpy().copy()
+            return value
+
+    runner = Keep(program.graph)
+    runner.kept = {}
+    with torch.no_grad():
+        runner.run(*inputs)
+    return runner.kept

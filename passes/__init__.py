@@ -1,0 +1,32 @@
+"""The passes by name: `PASSES` says where each lives, `EXACT` is the order in which the exact ones run by default."""
+
+from __future__ import annotations
+
+PASSES: dict[str, str] = {
+    "remove_identity": "edgecompile.passes.remove_identity:RemoveIdentity",
+    "fold_constants": "edgecompile.passes.fold_constants:FoldConstants",
+    "remove_branches": "edgecompile.passes.remove_branches:RemoveBranches",
+    "common_subexpressions": "edgecompile.passes.common_subexpressions:CommonSubexpressions",
+    "cancel_transposes": "edgecompile.passes.cancel_transposes:CancelTransposes",
+    "fold_pad": "edgecompile.passes.fold_pad:FoldPad",
+    "fold_bn": "edgecompile.passes.fold_bn:FoldBn",
+    "fold_scale": "edgecompile.passes.fold_scale:FoldScale",
+    "fold_lora": "edgecompile.passes.fold_lora:FoldLora",
+    "reparameterize": "edgecompile.passes.reparameterize:Reparameterize",
+    "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
+    "quantize": "edgecompile.passes.quantize:Quantize",
+}
+
+EXACT: tuple[str, ...] = (
+    "remove_identity",
+    "fold_constants",
+    "remove_branches",
+    "common_subexpressions",
+    "cancel_transposes",
+    "fold_pad",
+    "fold_bn",
+    "fold_scale",
+    "fold_lora",
+    "reparameterize",
+    "merge_linear",
+)

@@ -1,0 +1,213 @@
+"""ONNX for ONNX Runtime: explicit Q/DQ, simplified, checked, run and measured where the build runs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+
+from edgecompile.errors import TargetError
+from edgecompile.program import Program, op_name
+from edgecompile.rewrite import layer
+from edgecompile.target import Artifact, QuantRule, Run, Target
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from torch import Tensor
+    from torch._ops import OpOverload
+
+aten = torch.ops.aten
+_EXTERNAL_BYTES = 1_900_000_000  # protobuf ends at 2 GB
+_CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    """An ONNX file with explicit Q/DQ for ONNX Runtime; weights beside it when they pass 2 GB.
+
+    `opset` is the version of the operator set.
+    """
+
+    name: ClassVar[str] = "onnx"
+    opset: int = 20
+
+    def quantizable(self) -> Mapping[OpOverload, QuantRule]:
+        """What ONNX Runtime's CPU provider fuses into integer kernels, as counted in its optimised graphs."""
+        return _TABLE
+
+    def refuse(self, program: Program) -> list[str]:
+        """Operators that torch's exporter has no ONNX form for, all of them."""
+        from torch.onnx._internal.exporter import _registration
+
+        with quiet():
+            registry = _registration.ONNXRegistry.from_torchlib(opset_version=self.opset)
+        reasons: dict[str, str] = {}
+        for node in program.graph.graph.nodes:
+            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+                known = registry.is_registered(node.target) or _decomposes(node.target)
+                if not known:
+                    reasons[node.name] = f"{layer(node)}: {op_name(node)} ({node.name}) has no ONNX form"
+        return list(reasons.values())
+
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str] | None = None) -> Artifact:
+        """Write `model.onnx`; the same program gives the same bytes."""
+        import onnx
+
+        from edgecompile.targets import _onnx_graph
+
+        with quiet():
+            exported = torch.onnx.export(
+                program.exported(), (), dynamo=True, verbose=False, optimize=True, opset_version=self.opset,
+                input_names=list(program.input_names), output_names=list(program.output_names),
+            )  # fmt: skip
+        assert exported is not None
+        model = cast("onnx.ModelProto", exported.model_proto)
+        notes: list[str] = []
+        model = _simplified(model, notes)
+        _onnx_graph.pool_globally(model)
+        _onnx_graph.transpose_weights(model)
+        _onnx_graph.integer_bias(model)
+        _onnx_graph.tidy(model, metadata or {})
+        path = folder / "model.onnx"
+        if model.ByteSize() > _EXTERNAL_BYTES:
+            onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", all_tensors_to_one_file=True)
+            onnx.checker.check_model(str(path))
+        else:
+            onnx.checker.check_model(model, full_check=True)
+            path.write_bytes(model.SerializeToString(deterministic=True))
+        return Artifact("onnx", folder, "model.onnx", tuple(notes))
+
+    def load(self, artifact: Artifact, threads: int = 1) -> Run:
+        """The file in ONNX Runtime with so many threads, inputs and outputs bound once a shape."""
+        return Session(artifact.path, threads)
+
+
+    def tap(self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray[Any, Any]]:
+        """The values that ONNX Runtime computes at the named nodes, of those that are still in the file."""
+        import onnx
+
+        model = onnx.load(str(artifact.path))
+        made = {o for n in model.graph.node for o in n.output} - {o.name for o in model.graph.output}
+        wanted = [name for name in names if name in made]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        session = Session(model.SerializeToString())
+        plain = len(model.graph.output) - len(wanted)
+        values = session(inputs)
+        return {name: v.numpy() for name, v in zip(wanted, values[plain:], strict=True)}
+
+
+class Session:
+    """An ONNX file in ONNX Runtime; callable with tensors, and `bound` gives the call that is timed."""
+
+    def __init__(self, path: Path | bytes, threads: int = 1, optimised: Path | None = None) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
+        try:
+            self.session: Any = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            text = str(error).splitlines()[0][:300]
+            name = "the model" if isinstance(path, bytes) else path.name
+            raise TargetError(f"{name}: ONNX Runtime {ort.__version__} does not load it: {text}") from error
+        self.names = [i.name for i in self.session.get_inputs()]
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        feed = {name: t.detach().contiguous().numpy() for name, t in zip(self.names, inputs, strict=True)}
+        return tuple(torch.from_numpy(v) for v in self.session.run(None, feed))
+
+    def bound(self, inputs: tuple[Tensor, ...]) -> Any:
+        """A call without arguments that runs on these inputs and copies nothing: what a latency is measured of."""
+        import onnxruntime as ort
+
+        binding = self.session.io_binding()
+        kept = []
+        for name, value in zip(self.names, inputs, strict=True):
+            held = ort.OrtValue.ortvalue_from_numpy(value.detach().contiguous().numpy())
+            kept.append(held)
+            binding.bind_ortvalue_input(name, held)
+        for output, value in zip(self.session.get_outputs(), self(inputs), strict=True):
+            held = ort.OrtValue.ortvalue_from_numpy(value.numpy())
+            kept.append(held)
+            binding.bind_ortvalue_output(output.name, held)
+        session = self.session
+
+        def call(_kept: list[Any] = kept) -> None:
+            session.run_with_iobinding(binding)
+
+        return call
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's chatter (missing torchvision, opset conversions) off the user's terminal."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _decomposes(target: OpOverload) -> bool:
+    from torch.export import default_decompositions
+
+    return target in default_decompositions() or target._can_decompose()
+
+
+def _simplified(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    if model.ByteSize() > _EXTERNAL_BYTES:
+        notes.append("not simplified: the model passes 2 GB")
+        return model
+    import onnxsim
+
+    simplified, same = onnxsim.simplify(model)
+    if not same:
+        notes.append("onnxsim's result differed from its input and was not used")
+        return model
+    return cast("onnx.ModelProto", simplified)
+
+
+def integer_kernels(path: Path, threads: int = 1) -> dict[str, int]:
+    """How many nodes of each kind ONNX Runtime runs after its own optimisation: `{"QLinearConv": 20, "Conv": 1}`."""
+    import tempfile
+    from collections import Counter
+
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        Session(path, threads, optimised)
+        graph = onnx.load(str(optimised), load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+_TABLE: dict[OpOverload, QuantRule] = {
+    aten.conv1d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
+    aten.conv2d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
+    aten.linear.default: QuantRule(("input",), "weight", output="float"),
+    aten.add.Tensor: QuantRule(("self", "other"), fuses=_CLAMPS),
+    aten.max_pool2d.default: QuantRule(("self",), output="shared"),
+    aten.adaptive_avg_pool2d.default: QuantRule(("self",)),
+    aten.flatten.using_ints: QuantRule(("self",), output="shared"),
+    aten.reshape.default: QuantRule(("self",), output="shared"),
+    aten.view.default: QuantRule(("self",), output="shared"),
+    aten.permute.default: QuantRule(("self",), output="shared"),
+    aten.transpose.int: QuantRule(("self",), output="shared"),
+}

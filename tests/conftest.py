@@ -1,0 +1,28 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def apt_tool() -> Callable[[str, str], str]:
+    """Give `find(name, package)`: the path of a Debian package's program, or a skip that names the package.
+
+    With EDGECOMPILE_REQUIRE_APT=1 (continuous integration) its absence is a failure.
+    """
+
+    def find(name: str, package: str) -> str:
+        path = shutil.which(name)
+        if path:
+            return path
+        reason = f"Debian package {package} absent"
+        if os.environ.get("EDGECOMPILE_REQUIRE_APT") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return find
