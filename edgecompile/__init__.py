@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgecompile.building import BuildOptions, build
+    from edgecompile.building.options import BuildOptions
+    from edgecompile.building.run import build
     from edgecompile.report import Report
 
 __version__ = "0.1.0"
 __all__ = ["BuildOptions", "Report", "__version__", "build"]
 
 _WHERE = {
-    "BuildOptions": "edgecompile.building",
+    "BuildOptions": "edgecompile.building.options",
     "Report": "edgecompile.report",
-    "build": "edgecompile.building",
+    "build": "edgecompile.building.run",
 }
 
 

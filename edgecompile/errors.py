@@ -84,7 +84,13 @@ class Refused(EdgeCompileError):
 
     def __init__(self, rule: str, where: str, limit: str, value: str, how_to_allow: str) -> None:
         super().__init__(f"{where}: {value} refused by {rule} ({limit}); {how_to_allow}")
-        self.rule, self.where, self.limit, self.value, self.how_to_allow = rule, where, limit, value, how_to_allow
+        self.rule, self.where, self.limit, self.value, self.how_to_allow = (
+            rule,
+            where,
+            limit,
+            value,
+            how_to_allow,
+        )
 
     def __reduce__(self) -> tuple[type[Refused], tuple[str, str, str, str, str]]:
         return type(self), (self.rule, self.where, self.limit, self.value, self.how_to_allow)

@@ -115,7 +115,9 @@ class PassManager:
     apply: Callable[[Pass, Program, Context], Program] = lambda one, program, ctx: one.run(program, ctx)
     """How one pass is run; a build puts its cache here."""
 
-    def run(self, program: Program, context: Context, pricer: Pricer | None = None) -> tuple[Program, list[Step]]:
+    def run(
+        self, program: Program, context: Context, pricer: Pricer | None = None
+    ) -> tuple[Program, list[Step]]:
         """The last program and how each step went; the caller's program is never changed."""
         steps: list[Step] = []
         index = 0
@@ -202,7 +204,9 @@ def parse_one(call: Call, known: Mapping[str, Any], what: str) -> Any:
     """One word with its options to an object of the class that a table (`name -> "module:Class"`) or name gives."""
     entry = known.get(call.name)
     if entry is None:
-        raise SpecError(f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}")
+        raise SpecError(
+            f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}"
+        )
     cls = import_object(entry, what) if isinstance(entry, str) else entry
     return make(cls, call.options, f"{what}: {call.name}")
 
@@ -216,4 +220,6 @@ def check_data(passes: Sequence[Pass], calib: Dataset | None) -> None:
     """Fail before minutes are spent when a pass will want data that nobody gave."""
     wanting = [p.name for p in passes if cast(bool, getattr(p, "needs_calib", False))]
     if wanting and calib is None:
-        raise PassError(f"{', '.join(wanting)}: needs calibration data: give --calib with images, an .npz or module:function")
+        raise PassError(
+            f"{', '.join(wanting)}: needs calibration data: give --calib with images, an .npz or module:function"
+        )

@@ -15,7 +15,7 @@ from torch import nn
 from torch._export.serde import serialize as serde
 
 from edgecompile.errors import InputError
-from edgecompile.program import Program, _drop_dead, _unlift, quiet_export
+from edgecompile.program import Program, drop_dead, quiet_export, unlift
 
 FORMAT = 1
 _UNSTABLE = ("stack_trace", "from_node")  # absolute paths, object addresses
@@ -25,7 +25,9 @@ def save(program: Program, folder: Path) -> None:
     """Write `graph.json`, `weights.safetensors`, `inputs.safetensors` and `meta.json` into an existing folder."""
     exported = program.exported()
     bare = copy.copy(exported)
-    nothing = nn.Parameter(torch.empty(0))  # serde would pickle the values; it only checks that the names are there
+    nothing = nn.Parameter(
+        torch.empty(0)
+    )  # serde would pickle the values; it only checks that the names are there
     bare._state_dict = {
         name: nothing if isinstance(value, nn.Parameter) else nothing.detach()
         for name, value in exported.state_dict.items()
@@ -77,7 +79,9 @@ def load(folder: Path) -> Program:
             raise
         raise InputError(f"{folder}: not a saved program or damaged: {error}") from error
     if meta.get("format") != FORMAT:
-        raise InputError(f"{folder}: format {meta.get('format')!r} of a saved program is not known (this version reads {FORMAT})")
+        raise InputError(
+            f"{folder}: format {meta.get('format')!r} of a saved program is not known (this version reads {FORMAT})"
+        )
     parameters = set(meta["parameters"])
     state: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -93,7 +97,7 @@ def load(folder: Path) -> Program:
         )
     shapes = tuple({int(a): n for a, n in axes.items()} for axes in meta["dynamic_shapes"])
     program = Program(
-        _unlift(exported),
+        unlift(exported),
         tuple(inputs[key] for key in sorted(inputs)),
         None if meta["static"] else shapes,
         tuple(meta["output_names"]),
@@ -101,6 +105,6 @@ def load(folder: Path) -> Program:
         {w: {int(a): tuple(i) for a, i in axes.items()} for w, axes in meta["kept"].items()},
         tuple(meta["notes"]),
     )
-    _drop_dead(program.graph)
+    drop_dead(program.graph)
     # reading names the nodes anew; one retrace gives the shapes and names that every other program has
     return replace(program.retraced(), notes=program.notes)

@@ -1,4 +1,4 @@
-"""The few graph edits that passes share: read, set and share weights, find users, replace nodes, keep provenance."""
+"""The few graph edits that passes share: read and set weights, find users, replace nodes, keep provenance."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def weight(program: Program, node: Any) -> Tensor | None:
 
 
 def readers(program: Program, node: fx.Node) -> list[fx.Node]:
-    """Every node that reads the same weight as the `get_attr` node `node`, through any of its `get_attr` nodes."""
+    """Every node that reads the same weight as a `get_attr` node, through any of its `get_attr` nodes."""
     same = [n for n in program.graph.graph.nodes if n.op == "get_attr" and n.target == node.target]
     return [user for n in same for user in n.users]
 
 
 def weight_readers(program: Program) -> dict[str, list[fx.Node]]:
-    """Every weight's readers by the weight's name, in one walk: for passes that ask for many (`readers` walks each time)."""
+    """Every weight's readers by the weight's name, in one walk (`readers` walks the graph each time)."""
     found: dict[str, list[fx.Node]] = {}
     for node in program.graph.graph.nodes:
         if node.op == "get_attr":
@@ -60,14 +60,16 @@ def weight_readers(program: Program) -> dict[str, list[fx.Node]]:
 def set_weight(program: Program, node: fx.Node, value: Tensor) -> None:
     """Change the weight that a `get_attr` node reads, for all who read it.
 
-    A weight with several readers (tied) changes for each of them: check `readers` first, or use `add_weight` to give
-    one reader its own.
+    A weight with several readers (tied) changes for each of them: check `readers` first, or use `add_weight`
+    to give one reader its own.
     """
     _assign(program.graph, str(node.target), value)
     node.meta["val"] = _meta_like(node, value)
 
 
-def add_weight(program: Program, name: str, value: Tensor, before: fx.Node, origin: str | None = None) -> fx.Node:
+def add_weight(
+    program: Program, name: str, value: Tensor, before: fx.Node, origin: str | None = None
+) -> fx.Node:
     """A new weight under `name` (made unique) and the `get_attr` node that reads it, placed before `before`.
 
     `origin` is the teacher's weight that it comes from, if one does.
@@ -85,9 +87,13 @@ def add_weight(program: Program, name: str, value: Tensor, before: fx.Node, orig
 
 
 def call(
-    program: Program, target: OpOverload, args: tuple[Any, ...], like: fx.Node, kwargs: dict[str, Any] | None = None
+    program: Program,
+    target: OpOverload,
+    args: tuple[Any, ...],
+    like: fx.Node,
+    kwargs: dict[str, Any] | None = None,
 ) -> fx.Node:
-    """A new call before `like` that inherits its provenance: source layer, origin and everything else in `meta`."""
+    """A new call before `like` that inherits its provenance: source layer, origin and all else in `meta`."""
     with program.graph.graph.inserting_before(like):
         node = program.graph.graph.call_function(target, args, kwargs or {})
     node.meta = {k: v for k, v in like.meta.items() if k not in ("val", "tensor_meta", "custom")}
@@ -97,33 +103,35 @@ def call(
 
 
 def infer(node: fx.Node) -> None:
-    """Set `meta["val"]` of a new or changed call from its arguments' own, so that later rewrites see true shapes.
+    """Set `meta["val"]` of a new or changed call from its arguments' own, for rewrites that look at shapes.
 
-    Raises what the operator raises on shapes that do not fit, here rather than at the next retrace; does nothing when
-    an argument's own value is not known.
+    Raises what the operator raises on shapes that do not fit, here rather than at the next retrace; does
+    nothing when an argument's own value is not known.
     """
     if any("val" not in n.meta for n in node.all_input_nodes):
         return
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
-    mode = next((v.fake_mode for n in node.all_input_nodes if isinstance(v := n.meta["val"], FakeTensor)), nullcontext())
+    mode = next(
+        (v.fake_mode for n in node.all_input_nodes if isinstance(v := n.meta["val"], FakeTensor)),
+        nullcontext(),
+    )
     with mode, torch.no_grad():
         node.meta["val"] = cast(OpOverload, node.target)(*args, **kwargs)
 
 
 def shape(node: Any) -> tuple[int | torch.SymInt, ...] | None:
-    """The sizes of a node's tensor, symbols for the dynamic ones; None for anything but a node with one tensor."""
+    """The sizes of a node's tensor, symbols for the dynamic ones; None for anything else."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def same_type(a: Any, b: Any) -> bool:
-    """Whether two nodes hold tensors of one dtype and one shape, for every size that the dynamic axes may take."""
+    """Whether two nodes hold tensors of one dtype and one shape, whatever sizes the dynamic axes take."""
     if shape(a) is None or shape(b) is None:
         return False
     first, second = a.meta["val"], b.meta["val"]
     # symbols by their text: comparing SymInts would add guards to the shared symbolic environment
     return first.dtype == second.dtype and [str(s) for s in first.shape] == [str(s) for s in second.shape]
-
 
 
 def replace(program: Program, old: fx.Node, new: fx.Node) -> None:
@@ -171,16 +179,22 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(old, Tensor):
         delattr(owner, leaf)
     if trainable is not None or (old is None and isinstance(value, nn.Parameter)):
-        owner.register_parameter(leaf, nn.Parameter(value.detach(), bool(trainable) if old is not None else value.requires_grad))
+        owner.register_parameter(
+            leaf, nn.Parameter(value.detach(), bool(trainable) if old is not None else value.requires_grad)
+        )
     else:
         owner.register_buffer(leaf, value.detach())
 
 
 def _meta_like(node: fx.Node, value: Tensor) -> Tensor:
-    """A fake tensor of the value's shape in the node's fake mode, so that later readers of `meta["val"]` see it."""
+    """A fake tensor of the value's shape in the node's fake mode, for later readers of `meta["val"]`."""
     fake = node.meta.get("val")
     fake = fake if isinstance(fake, Tensor) else None
     if fake is None:
         fake = next((v for n in node.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)), None)
     mode = getattr(fake, "fake_mode", None)
-    return mode.from_tensor(value.detach(), static_shapes=True) if mode is not None else value.detach().to("meta")
+    return (
+        mode.from_tensor(value.detach(), static_shapes=True)
+        if mode is not None
+        else value.detach().to("meta")
+    )

@@ -42,7 +42,9 @@ def parse_calls(text: str, what: str = "pipeline") -> list[Call]:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         column = getattr(error, "offset", None) or 1
         message = getattr(error, "msg", str(error))
-        raise SpecError(f"{what}: {message} at character {column}: {text.strip()!r}; write it as a, b(option=value)") from None
+        raise SpecError(
+            f"{what}: {message} at character {column}: {text.strip()!r}; write it as a, b(option=value)"
+        ) from None
     return [_call(item, what) for item in cast(ast.List, tree.body).elts]
 
 
@@ -55,12 +57,16 @@ def _call(item: ast.expr, what: str) -> Call:
             options: dict[str, Any] = {}
             for word in keywords:
                 if word.arg is None or word.arg in options:
-                    raise SpecError(f"{what}: {name}: option {word.arg or '**'} given twice or as **; name each option once")
+                    raise SpecError(
+                        f"{what}: {name}: option {word.arg or '**'} given twice or as **; name each option once"
+                    )
                 options[word.arg] = _value(word.value, f"{what}: {name}.{word.arg}")
             return Call(name, options, column)
         case ast.Call(func=ast.Name(id=name)):
             raise SpecError(f"{what}: {name}: options need names, {name}(option=value)")
-    raise SpecError(f"{what}: expected a word or word(option=value) at character {column + 1}, got {ast.unparse(item)!r}")
+    raise SpecError(
+        f"{what}: expected a word or word(option=value) at character {column + 1}, got {ast.unparse(item)!r}"
+    )
 
 
 def _value(item: ast.expr, where: str) -> Any:
@@ -72,13 +78,16 @@ def _value(item: ast.expr, where: str) -> Any:
     try:
         return ast.literal_eval(item)
     except (ValueError, TypeError, MemoryError, RecursionError):
-        raise SpecError(f"{where}: {ast.unparse(item)!r} is not a constant; use a word, number, string or tuple") from None
+        raise SpecError(
+            f"{where}: {ast.unparse(item)!r} is not a constant; use a word, number, string or tuple"
+        ) from None
 
 
 def show_calls(calls: Iterable[Call]) -> str:
     """The text that `parse_calls` reads back to the same calls."""
     return ", ".join(
-        call.name + (f"({', '.join(f'{k}={_show(v)}' for k, v in call.options.items())})" if call.options else "")
+        call.name
+        + (f"({', '.join(f'{k}={_show(v)}' for k, v in call.options.items())})" if call.options else "")
         for call in calls
     )
 
@@ -103,7 +112,9 @@ def make(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     missing = [
         name
         for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise SpecError(f"{where}: needs {', '.join(missing)}")
@@ -130,8 +141,12 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool) != any(isinstance(a, bool) and a == value for a in arguments):
-            raise SpecError(f"{where}: {value!r} is not one of the choices{near(str(value), map(str, arguments))}")
+        if value not in arguments or isinstance(value, bool) != any(
+            isinstance(a, bool) and a == value for a in arguments
+        ):
+            raise SpecError(
+                f"{where}: {value!r} is not one of the choices{near(str(value), map(str, arguments))}"
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -149,11 +164,16 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return tuple(checked(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
         if len(value) != len(arguments):
             raise SpecError(f"{where}: expected {len(arguments)} values, got {len(value)}")
-        return tuple(checked(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+        return tuple(
+            checked(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
+        )
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise _mismatch(where, hint, value)
-        return {checked(k, arguments[0], where): checked(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
+        return {
+            checked(k, arguments[0], where): checked(v, arguments[1], f"{where}.{k}")
+            for k, v in value.items()
+        }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
@@ -190,7 +210,9 @@ def parse_latency(text: str) -> Latency:
     """A latency budget; raises `SpecError`."""
     match = re.fullmatch(r"\s*(?:p(\d{1,2}(?:\.\d+)?):)?\s*(\d+(?:\.\d+)?)\s*(ns|us|ms|s|%)\s*", text)
     if not match or float(match[2]) <= 0:
-        raise SpecError(f"--max-latency {text!r}: expected a time or a share of the teacher, such as 4ms, p99:4ms or 60%")
+        raise SpecError(
+            f"--max-latency {text!r}: expected a time or a share of the teacher, such as 4ms, p99:4ms or 60%"
+        )
     quantile = float(match[1]) / 100 if match[1] else 0.5
     if not 0 < quantile < 1:
         raise SpecError(f"--max-latency {text!r}: the percentile must lie between 0 and 100, such as p99:4ms")
@@ -212,7 +234,9 @@ def parse_size(text: str) -> tuple[int | None, float | None]:
     """`4MB` as bytes (powers of ten; MiB for two), or `30%` of the teacher: `(bytes, percent)`, one of them None."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB|%)\s*", text)
     if not match or float(match[1]) <= 0:
-        raise SpecError(f"--max-size {text!r}: expected a size or a share of the teacher, such as 4MB, 512KiB or 30%")
+        raise SpecError(
+            f"--max-size {text!r}: expected a size or a share of the teacher, such as 4MB, 512KiB or 30%"
+        )
     if match[2] == "%":
         return None, float(match[1])
     return int(float(match[1]) * _SIZE_BYTES[match[2]]), None
@@ -251,7 +275,9 @@ def import_object(ref: str, what: str) -> Any:
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
-            raise SpecError(f"{what} {ref!r}: {module_name} has no {part}{near(part, [n for n in dir(value) if not n.startswith('_')])}")
+            raise SpecError(
+                f"{what} {ref!r}: {module_name} has no {part}{near(part, [n for n in dir(value) if not n.startswith('_')])}"
+            )
         value = getattr(value, part)
     return value
 

@@ -51,7 +51,9 @@ def output_errors(found: Outputs, teacher: Outputs) -> Errors:
     return Errors(samples, worst, total / max(count, 1), ratio)
 
 
-def layer_drift(teacher: Program, program: Program, tap: Tap, inputs: tuple[Tensor, ...]) -> list[tuple[str, float | None]]:
+def layer_drift(
+    teacher: Program, program: Program, tap: Tap, inputs: tuple[Tensor, ...]
+) -> list[tuple[str, float | None]]:
     """Signal-to-noise ratio in dB at each layer of the artifact that descends from a layer of the teacher, in order.
 
     The pairs come from provenance: a node of `program` whose origin is a node of the teacher with the same shape.
@@ -60,7 +62,13 @@ def layer_drift(teacher: Program, program: Program, tap: Tap, inputs: tuple[Tens
     pairs = []
     for node in program.graph.graph.nodes:
         source = origins.get(str(node.meta.get("custom", {}).get("origin", "")))
-        if node.op == "call_function" and source is not None and "quantize" not in str(node.target) and _float(node) and _float(source):
+        if (
+            node.op == "call_function"
+            and source is not None
+            and "quantize" not in str(node.target)
+            and _float(node)
+            and _float(source)
+        ):
             pairs.append((node.name, source))
     values = _values(teacher, {source.name for _, source in pairs}, inputs)
     seen = tap([name for name, _ in pairs], inputs)
@@ -70,7 +78,12 @@ def layer_drift(teacher: Program, program: Program, tap: Tap, inputs: tuple[Tens
             continue
         ours, theirs = seen[name], values[source.name]
         ratio = snr_db([(ours,)], [(theirs,)])
-        found.append((f"{layer(source)} ({source.name})", None if np.array_equal(ours, theirs) else math.nan if ratio is None else ratio))
+        found.append(
+            (
+                f"{layer(source)} ({source.name})",
+                None if np.array_equal(ours, theirs) else math.nan if ratio is None else ratio,
+            )
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The oracle of ONNX import: the captured program against ONNX Runtime, and the first node where they part."""
+"""The oracle of ONNX import: the program against ONNX Runtime, and the first node where they part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from torch import Tensor
 
@@ -37,10 +38,10 @@ def import_check(
     fixed: Mapping[str, float] | None = None,
     module: OnnxModule | None = None,
 ) -> float:
-    """The largest relative error of `program` against ONNX Runtime on random inputs of two kinds, in every branch.
+    """The largest relative error of `program` against ONNX Runtime on random inputs, in every branch.
 
-    A dynamic batch is tried at 1 and 3. Raises `InputError` when ONNX Runtime refuses the model, or the error is above
-    the tolerance: with `module`, the line names the first node whose output differs.
+    A dynamic batch is tried at 1 and 3. Raises `InputError` when ONNX Runtime refuses the model, or the error
+    is above the tolerance: with `module`, the line names the first node whose output differs.
     """
     model = onnx.load(path)
     session = _session(path, path)
@@ -50,7 +51,7 @@ def import_check(
     order = [i.name for i in session.get_inputs() if i.name not in (fixed or {})]
     constants = {
         name: np.full(
-            [d for d in _dims(model, name)],
+            _dims(model, name),
             value,
             dtype=_numpy(torch.empty(0, dtype=DTYPES[elements[name]])).dtype,
         )
@@ -69,7 +70,8 @@ def import_check(
         if max(errors) > limit:
             where = _first_difference(path, model, module, feed, limit, rounds) if module is not None else ""
             raise InputError(
-                f"{path}: imported operators disagree with ONNX Runtime by {max(errors):.1e} of the output's scale{where}"
+                f"{path}: imported operators disagree with ONNX Runtime"
+                f" by {max(errors):.1e} of the output's scale{where}"
             )
         worst = max(worst, *errors)
     return worst
@@ -98,7 +100,7 @@ def _run(path: str, session: Any, names: Sequence[str] | None, feed: Mapping[str
 def _trials(
     model: onnx.ModelProto, program: Program, order: Sequence[str], elements: Mapping[str, int], seed: int
 ) -> list[tuple[Tensor, ...]]:
-    """Inputs to compare on: normal and uniform, two batches when it is dynamic, every value that scalars are compared with."""
+    """Inputs to compare on: two distributions, two batches, each value that scalars are compared with."""
     trials: list[tuple[Tensor, ...]] = []
     for kind, batch in (("normal", 1), ("uniform", 3)):
         shapes = [list(t.shape) for t in program.inputs]
@@ -120,7 +122,7 @@ def _trials(
 
 
 def _compared(graph: onnx.GraphProto) -> list[int]:
-    """Integer constants that the graph compares something with: the branches of a mode input (a sample rate, say)."""
+    """Integer constants that the graph compares with: the branches of a mode input (a sample rate, say)."""
     stored = {i.name: i for i in graph.initializer}
     stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute}
     found: list[int] = []

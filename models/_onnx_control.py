@@ -19,7 +19,7 @@ LONGEST = 64
 
 
 def both_branches(module: OnnxModule, step: Step, condition: Tensor, env: Env) -> Sequence[Value]:
-    """If on an input's value: both branches run, and each output is selected; they must agree in type and shape."""
+    """If on an input's value: both branches run, outputs are selected; types and shapes must agree."""
     pairs = zip(
         module.run_block(step.blocks["then_branch"], dict(env)),
         module.run_block(step.blocks["else_branch"], dict(env)),

@@ -18,7 +18,9 @@ from edgecompile.models._onnx_block import Block, Step, dotted, read
 from edgecompile.models._onnx_control import both_branches, loop, scan
 from edgecompile.models._onnx_ops import Op
 from edgecompile.models._onnx_shape import constant
-from edgecompile.models._onnx_values import LARGEST_KNOWN, Known, Refusal, Sizes, Value, on_sizes, outside
+from edgecompile.models._onnx_sizes import on_sizes
+from edgecompile.models._onnx_values import LARGEST_KNOWN, Known, Refusal, Sizes, Value, outside
+from edgecompile.models._onnx_weights import Weights, place
 
 Env = dict[str, Any]
 
@@ -29,9 +31,9 @@ MISSING = object()
 class OnnxModule(nn.Module):
     """Runs an ONNX graph on tensors; call `prepare` once before it is exported.
 
-    Values that do not depend on the inputs are computed outside the trace; stored floats become parameters under
-    their initializer's name, other constants buffers. Each node runs inside a submodule of its own name, so that
-    captured operators know their ONNX node as their layer.
+    Values that do not depend on the inputs are computed outside the trace; stored floats become parameters by
+    their initializer's name, other constants buffers. Each node runs inside a submodule of its own name: the
+    layer of the operators captured there.
     """
 
     def __init__(self, graph: GraphProto, opset: int, fixed: Mapping[str, Tensor]) -> None:
@@ -44,22 +46,21 @@ class OnnxModule(nn.Module):
         self._block = read(graph, opset, self, self.reasons)
         self.held = {name: Known(value, name) for name, value in fixed.items()}
         self._cache: dict[str, tuple[list[Value], tuple[Value, ...]]] = {}
-        self._kept: dict[tuple[str, bool], list[tuple[str, Tensor]]] = {}
+        self._weights = Weights(self)
         self._linear: dict[str, tuple[Tensor, Tensor, Step]] = {}
         self._readers = Counter(i for s in self._block.walk() for i in s.node.inputs) + Counter(
             o for b in _blocks(self._block) for o in b.outputs
         )
         names = [name for name in self._block.inputs if name not in fixed]
         self.names = dict(zip((f"{dotted(n).replace('.', '_')}" for n in names), names, strict=True))
-        self._layers = {
-            step.path: self._place(step.path, Layer())
-            for step in self._block.walk()
-            if step.op and step.op.run is not constant
-        }
-        self.forward = self._with_signature(list(self.names))  # type: ignore[method-assign]
+        traced = [s for s in self._block.walk() if s.op and s.op.run is not constant]
+        self._layers = {step.path: Layer() for step in traced}
+        for path, layer in self._layers.items():
+            place(self, path, layer)
+        self.forward = self._with_signature(list(self.names))
 
     def prepare(self, inputs: Mapping[str, Tensor]) -> list[str]:
-        """One run on real inputs: registers every weight the trace will read; returns why nodes cannot be imported."""
+        """One run on real inputs: registers every weight that a trace reads; returns what is refused."""
         self._preparing = True
         try:
             with torch.no_grad():
@@ -74,6 +75,7 @@ class OnnxModule(nn.Module):
         env: Env = {**self.held, **inputs}
         results = self.run_block(self._block, env)
         found = dict(zip(self._block.outputs, results, strict=True)) | {t: env[t] for t in taps if t in env}
+        self._linear.clear()  # torch.export warns of tensors that a trace leaves in a module
         return {name: v if v is MISSING else self.tensor(v, buffer=True) for name, v in found.items()}
 
     def run_block(self, block: Block, env: Env) -> list[Any]:
@@ -95,7 +97,7 @@ class OnnxModule(nn.Module):
             return self._step(step, values, env)
         except Refusal as refusal:
             reason = f"{_shown(step)}: {refusal}"
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             line = next(iter(str(error).splitlines()), "")
             reason = f"{_shown(step)}: PyTorch cannot compute it: {type(error).__name__}: {line[:200]}"
             if not self._preparing:
@@ -124,7 +126,8 @@ class OnnxModule(nn.Module):
             return self._fold(step, op, values)
         if op.when == "known":
             raise Refusal("the size of its output depends on the data")
-        return self._layers[step.path](lambda: self._traced(step, op, values))  # type: ignore[no-any-return]
+        results: Sequence[Value] = self._layers[step.path](lambda: self._traced(step, op, values))
+        return results
 
     def _traced(self, step: Step, op: Op, values: list[Value]) -> tuple[Value, ...]:
         if step.node.op == "Add" and (whole := self._biased(step, values)) is not None:
@@ -194,7 +197,7 @@ class OnnxModule(nn.Module):
         if (
             cached is not None
             and len(cached[0]) == len(values)
-            and all(a is b for a, b in zip(cached[0], values))
+            and all(a is b for a, b in zip(cached[0], values, strict=True))
         ):
             return cached[1]
         with self._outside():
@@ -228,7 +231,7 @@ class OnnxModule(nn.Module):
                 return (
                     tensor
                     if self._folding
-                    else self._weight(name or "constant", tensor, weight and not buffer)
+                    else self._weights.get(name or "constant", tensor, weight and not buffer, self._preparing)
                 )
             case Sizes(items, vector):
                 parts = [torch.scalar_tensor(i, dtype=torch.int64) for i in items]
@@ -245,52 +248,11 @@ class OnnxModule(nn.Module):
             result = make(*(v.tensor for v in values if isinstance(v, Known)))
         if self._folding:
             return result
-        return self._weight(name, result, result.is_floating_point() and not buffer)
-
-    def _weight(self, name: str, value: Tensor, trainable: bool) -> Tensor:
-        with self._outside():
-            for path, kept in self._kept.setdefault((name, trainable), []):
-                same = kept is value or (kept.dtype == value.dtype and kept.shape == value.shape)
-                if same and (kept is value or torch.equal(kept, value)):
-                    break
-            else:
-                if not self._preparing:
-                    return value  # known only in this trace: a constant of the graph
-                owned = nn.Parameter(value.contiguous()) if trainable else value.contiguous()
-                path = self._place(dotted(name), owned)
-                self._kept[name, trainable].append((path, value))
-        found: Any = self
-        for part in path.split("."):
-            found = getattr(found, part)
-        return found if isinstance(found, Tensor) else value
-
-    def _place(self, path: str, value: Any) -> Any:
-        """Put a module, parameter or buffer at a dotted path, made unique; returns the module, or the final path."""
-        owner: nn.Module = self
-        *parents, leaf = path.split(".")
-        done: list[str] = []
-        for part in parents:
-            while hasattr(owner, part) and part not in owner._modules:
-                part += "_"
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
-            done.append(part)
-        base, count = leaf, 1
-        while hasattr(owner, leaf):
-            leaf, count = f"{base}_{count}", count + 1
-        match value:
-            case nn.Module():
-                owner.add_module(leaf, value)
-                return value
-            case nn.Parameter():
-                owner.register_parameter(leaf, value)
-            case _:
-                owner.register_buffer(leaf, value)
-        return ".".join([*done, leaf])
+        return self._weights.get(name, result, result.is_floating_point() and not buffer, self._preparing)
 
     @contextmanager
     def _outside(self) -> Iterator[None]:
+        """Fold: operands are real tensors, and a trace that may be running sees nothing."""
         before, self._folding = self._folding, True
         try:
             with outside():
@@ -299,7 +261,7 @@ class OnnxModule(nn.Module):
             self._folding = before
 
     def _with_signature(self, names: list[str]) -> Callable[..., dict[str, Any]]:
-        """A forward that takes the graph's inputs by name, so that the captured placeholders bear those names."""
+        """A forward that takes the graph's inputs by name, so that captured placeholders bear those names."""
 
         def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
             given = dict(zip(names, args, strict=False)) | kwargs

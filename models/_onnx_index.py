@@ -20,7 +20,7 @@ def slice_(n: Node, x: Tensor, *operands: Value) -> Tensor:
     else:
         found = [
             ints(v, w) if v is not None else None
-            for v, w in zip(operands, ("starts", "ends", "axes", "steps"))
+            for v, w in zip(operands, ("starts", "ends", "axes", "steps"), strict=False)
         ]
         starts, ends, axes, steps = (*found, None, None)[:4]
     axes = axes if axes is not None else range(len(starts))
@@ -30,7 +30,7 @@ def slice_(n: Node, x: Tensor, *operands: Value) -> Tensor:
 
 
 FAR = (1 << 63) - 1
-"""torch's end of any axis; exporters also write the largest 32-bit integer, which would bound a dynamic size."""
+"""torch's end of any axis; exporters also write the largest int32, which would bound a dynamic axis."""
 
 
 def _far(place: Any) -> Any:
@@ -44,13 +44,15 @@ def _slice_axis(x: Tensor, axis: int, start: Any, end: Any, step: int) -> Tensor
     if step > 0:
         if isinstance(start, int) and isinstance(end, int) and (start, end, step) == (0, FAR, 1):
             return x
-        return torch.ops.aten.slice.Tensor(x, axis, start, end, step)
+        forward: Tensor = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
+        return forward
     size = x.shape[axis]
     first, beyond, stride = slice(start, end, step).indices(size)
     if first <= beyond:
         return x.narrow(axis, 0, 0)
     last = first - (first - beyond - 1) // -stride * -stride
-    return torch.ops.aten.slice.Tensor(x, axis, last, first + 1, -stride).flip(axis)
+    backward: Tensor = torch.ops.aten.slice.Tensor(x, axis, last, first + 1, -stride).flip(axis)
+    return backward
 
 
 def gather(n: Node, x: Value, indices: Value) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgecompile.models._onnx_values import Known, Node, Refusal, Value, dtype_of, ints
+from edgecompile.models._onnx_values import Known, Node, Refusal, Value, dtype_of
 
 Function = Callable[..., Any]
 
@@ -123,7 +123,7 @@ def softmax(n: Node, x: Tensor) -> Tensor:
 
 
 def matmul(n: Node, a: Value, b: Value) -> Tensor:
-    """MatMul; with a stored matrix on the right it is a linear layer, the weight transposed once at import."""
+    """MatMul; a stored matrix on the right makes it a linear layer, the weight transposed once at import."""
     if (
         isinstance(b, Known)
         and b.tensor.dim() == 2
@@ -189,9 +189,17 @@ def gelu(n: Node, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=n.get("approximate", "none"))
 
 
+def _alone(compute: Any) -> Function:
+    return lambda n, x: compute(x)
+
+
+def _pair(compute: Any) -> Function:
+    return lambda n, a, b: compute(a, b)
+
+
 UNARY: Mapping[str, Function] = {
     **{
-        name: (lambda f: lambda n, x: f(x))(f)
+        name: _alone(f)
         for name, f in {
             "Abs": torch.abs,
             "Neg": torch.neg,
@@ -240,8 +248,6 @@ UNARY: Mapping[str, Function] = {
     "Softmax": softmax,
     "LogSoftmax": softmax,
     "Hardmax": softmax,
-    "ArgMax": arg(largest=True),
-    "ArgMin": arg(largest=False),
     "Shrink": lambda n, x: torch.where(
         x < -n.get("lambd", 0.5),
         x + n.get("bias", 0.0),
@@ -251,7 +257,7 @@ UNARY: Mapping[str, Function] = {
 
 BINARY: Mapping[str, Function] = {
     **{
-        name: (lambda f: lambda n, a, b: f(a, b))(f)
+        name: _pair(f)
         for name, f in {
             "Add": torch.add,
             "Sub": torch.sub,

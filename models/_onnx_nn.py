@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from edgecompile.models._onnx_values import Node, Refusal
 
+Pool = Callable[..., Tensor]
+
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX: dict[int, Pool] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE: dict[int, Pool] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def _spatial(x: Tensor) -> int:
@@ -110,7 +112,7 @@ def max_pool(n: Node, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     window = _window(n, x)
     kernel, stride, dilation, before, after = window
     native = before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True))
-    pool: Any = _MAX[len(kernel)]
+    pool = _MAX[len(kernel)]
     if not native:
         if n.wants(1):
             raise Refusal("indices together with uneven padding")
@@ -148,7 +150,7 @@ def lp_pool(n: Node, x: Tensor) -> Tensor:
         raise Refusal("dilated Lp pooling")
     p = n.get("p", 2)
     powers = F.pad(x.abs() ** p, _flat(before, _ends(x, n, window)))
-    return (_AVERAGE[len(kernel)](powers, kernel, stride) * math.prod(kernel)) ** (1 / p)
+    return torch.pow(_AVERAGE[len(kernel)](powers, kernel, stride) * math.prod(kernel), 1 / p)
 
 
 def global_average_pool(n: Node, x: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ def global_max_pool(n: Node, x: Tensor) -> Tensor:
 def global_lp_pool(n: Node, x: Tensor) -> Tensor:
     """GlobalLpPool."""
     p = n.get("p", 2)
-    return (x.abs() ** p).sum(list(range(2, x.dim())), keepdim=True) ** (1 / p)
+    return torch.pow((x.abs() ** p).sum(list(range(2, x.dim())), keepdim=True), 1 / p)
 
 
 def batch_norm(n: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -237,5 +239,5 @@ def mean_variance(n: Node, x: Tensor) -> Tensor:
     """MeanVarianceNormalization."""
     dims = n.get("axes", [0, 2, 3])
     mean = x.mean(dims, keepdim=True)
-    deviation = torch.sqrt(((x * x).mean(dims, keepdim=True) - mean * mean))
+    deviation = torch.sqrt((x * x).mean(dims, keepdim=True) - mean * mean)
     return (x - mean) / (deviation + 1e-9)

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import torch
 
+from edgecompile.models import _onnx_index as i
 from edgecompile.models import _onnx_math as m
 from edgecompile.models import _onnx_nn as nn
 from edgecompile.models import _onnx_quant as q
+from edgecompile.models import _onnx_reduce as r
 from edgecompile.models import _onnx_rnn as rnn
 from edgecompile.models import _onnx_shape as s
 from edgecompile.models._onnx_resize import resize
@@ -26,9 +28,9 @@ ALL = tuple(range(16))
 class Op:
     """How one operator is computed.
 
-    Operands in `raw` reach the function as they are (known, sizes or tensor), all others as tensors; known operands in
-    `buffers` become buffers rather than parameters. `literal`: a known operand of one element becomes a Python number.
-    `when` says whether operands may be traced, or must all be known at import.
+    Operands in `raw` reach the function as they are (known, sizes or tensor), all others as tensors; known
+    operands in `buffers` become buffers rather than parameters. `literal`: a known operand of one element is
+    a Python number. `when` says whether operands may be traced, or must all be known at import.
     """
 
     run: Callable[..., Any]
@@ -54,21 +56,23 @@ OPS: Mapping[str, Op] = MappingProxyType(
     {
         **{name: Op(run) for name, run in m.UNARY.items()},
         **{name: Op(run, literal=True) for name, run in m.BINARY.items()},
-        **{name: Op(run, raw=(1,)) for name, run in m.REDUCTIONS.items()},
+        **{name: Op(run, raw=(1,)) for name, run in r.REDUCTIONS.items()},
         **{name: Op(m.random_refused, raw=ALL) for name in _RANDOM},
+        "ArgMax": Op(r.arg(largest=True)),
+        "ArgMin": Op(r.arg(largest=False)),
         "AveragePool": Op(nn.average_pool),
         "BatchNormalization": Op(nn.batch_norm, buffers=(3, 4)),
         "BitShift": Op(m.shift),
         "CastLike": Op(m.cast_like),
         "Clip": Op(m.clip, raw=(1, 2)),
-        "Compress": Op(s.compress, raw=(1,)),
+        "Compress": Op(i.compress, raw=(1,)),
         "Concat": Op(lambda n, *xs: torch.cat(xs, n.get("axis", 1))),
         "Constant": Op(s.constant),
         "ConstantOfShape": Op(s.constant_of_shape, raw=(0,)),
         "Conv": Op(nn.conv),
         "ConvInteger": Op(q.conv_integer),
         "ConvTranspose": Op(nn.conv_transpose),
-        "CumSum": Op(m.cumsum, raw=(1,)),
+        "CumSum": Op(r.cumsum, raw=(1,)),
         "DepthToSpace": Op(s.depth_to_space),
         "DequantizeLinear": Op(q.dequantize, raw=(0, 1, 2)),
         "Dropout": Op(s.dropout, raw=(1, 2)),
@@ -78,9 +82,9 @@ OPS: Mapping[str, Op] = MappingProxyType(
         "EyeLike": Op(s.eye_like),
         "Flatten": Op(s.flatten),
         "GRU": Op(rnn.recurrent, raw=(1, 2, 3, 4)),
-        "Gather": Op(s.gather, raw=(0, 1)),
-        "GatherElements": Op(s.gather_elements),
-        "GatherND": Op(s.gather_nd),
+        "Gather": Op(i.gather, raw=(0, 1)),
+        "GatherElements": Op(i.gather_elements),
+        "GatherND": Op(i.gather_nd),
         "Gemm": Op(m.gemm, raw=(1, 2)),
         "GlobalAveragePool": Op(nn.global_average_pool),
         "GlobalLpPool": Op(nn.global_lp_pool),
@@ -100,8 +104,8 @@ OPS: Mapping[str, Op] = MappingProxyType(
         "Mean": Op(lambda n, *xs: m.variadic(torch.add)(n, *xs) / len(xs)),
         "MeanVarianceNormalization": Op(nn.mean_variance),
         "Min": Op(m.variadic(torch.minimum)),
-        "NonZero": Op(s.non_zero, when="known"),
-        "OneHot": Op(s.one_hot, raw=(1,), buffers=(2,)),
+        "NonZero": Op(i.non_zero, when="known"),
+        "OneHot": Op(i.one_hot, raw=(1,), buffers=(2,)),
         "PRelu": Op(m.prelu, raw=(1,)),
         "Pad": Op(s.pad, raw=(1, 2, 3)),
         "QLinearConv": Op(q.qlinear_conv, buffers=ALL),
@@ -112,18 +116,18 @@ OPS: Mapping[str, Op] = MappingProxyType(
         "Range": Op(s.range_, raw=(0, 1, 2)),
         "Reshape": Op(s.reshape, raw=(1,)),
         "Resize": Op(resize, raw=(1, 2, 3)),
-        "Scatter": Op(s.scatter_elements, buffers=(1,)),
-        "ScatterElements": Op(s.scatter_elements, buffers=(1,)),
-        "ScatterND": Op(s.scatter_nd, buffers=(1,)),
+        "Scatter": Op(i.scatter_elements, buffers=(1,)),
+        "ScatterElements": Op(i.scatter_elements, buffers=(1,)),
+        "ScatterND": Op(i.scatter_nd, buffers=(1,)),
         "Shape": Op(s.shape_of, raw=(0,)),
         "Size": Op(s.size_of, raw=(0,)),
-        "Slice": Op(s.slice_, raw=(1, 2, 3, 4)),
+        "Slice": Op(i.slice_, raw=(1, 2, 3, 4)),
         "SpaceToDepth": Op(s.space_to_depth),
         "Split": Op(s.split, raw=(1,)),
         "Squeeze": Op(s.squeeze, raw=(1,)),
         "Sum": Op(m.variadic(torch.add)),
         "Tile": Op(s.tile, raw=(1,)),
-        "TopK": Op(m.topk, raw=(1,)),
+        "TopK": Op(r.topk, raw=(1,)),
         "Transpose": Op(s.transpose),
         "Trilu": Op(s.trilu, raw=(1,)),
         "Unsqueeze": Op(s.unsqueeze, raw=(1,)),

@@ -1,11 +1,11 @@
-"""ONNX quantization: to the operators that PyTorch quantizes with where they say the same, else exact arithmetic."""
+"""ONNX quantization: as quantized_decomposed operators where they say the same, else exact arithmetic."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines quantized_decomposed)
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor
 
 from edgecompile.models._onnx_nn import conv
@@ -41,18 +41,10 @@ def quantize(n: Node, x: Tensor, scale: Value, zero: Value = None) -> Tensor:
         dtype = dtype_of(n.get("output_dtype") or 2)
     low, high = _range(dtype)
     axis, block = n.get("axis", 1), n.get("block_size", 0)
-    if x.dtype == torch.float32 and dtype in _PLAIN and not block and isinstance(scale, Known):
-        if isinstance(zero, Known) or zero is None:
-            return _plain(
-                n,
-                decomposed.quantize_per_tensor,
-                decomposed.quantize_per_channel,
-                x,
-                scale,
-                zero,
-                axis,
-                dtype,
-            )
+    plain = x.dtype == torch.float32 and dtype in _PLAIN and not block
+    if plain and isinstance(scale, Known) and (isinstance(zero, Known) or zero is None):
+        each, channels = decomposed.quantize_per_tensor, decomposed.quantize_per_channel
+        return _plain(n, each, channels, x, scale, zero, axis, dtype)
     s = _aligned(n.tensor(scale), x, axis, block)
     y = torch.round(x.to(s.dtype) / s)
     y = y if zero is None else y + _aligned(n.tensor(zero), x, axis, block).to(s.dtype)
@@ -90,7 +82,8 @@ def _plain(
     low, high = _range(dtype)
     if scale.tensor.numel() == 1:
         point = int(zero.numbers()[0]) if isinstance(zero, Known) else 0
-        return each(x, float(scale.numbers()[0]), point, low, high, dtype)
+        whole: Tensor = each(x, float(scale.numbers()[0]), point, low, high, dtype)
+        return whole
     count = scale.tensor.numel()
     s = n.folded(scale, lambda v: v.flatten(), buffer=True)
     if zero is None:
@@ -98,7 +91,8 @@ def _plain(
     else:
         z = n.folded(zero, lambda v: v.flatten().to(torch.int64), buffer=True)
     axis = axis % x.dim()
-    return channels(x, s, z, axis, low, high, dtype)
+    sliced: Tensor = channels(x, s, z, axis, low, high, dtype)
+    return sliced
 
 
 def dynamic_quantize(n: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

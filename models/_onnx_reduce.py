@@ -67,7 +67,8 @@ def arg(largest: bool) -> Function:
         axis, keep = n.get("axis", 0), bool(n.get("keepdims", 1))
         if n.get("select_last_index", 0):
             found = torch.argmax if largest else torch.argmin
-            return x.shape[axis] - 1 - found(x.flip(axis), axis, keep)
+            last: Tensor = x.shape[axis] - 1 - found(x.flip(axis), axis, keep)
+            return last
         return torch.argmax(x, axis, keep) if largest else torch.argmin(x, axis, keep)
 
     return run
@@ -83,7 +84,7 @@ def cumsum(n: Node, x: Tensor, axis: Value) -> Tensor:
 
 
 def topk(n: Node, x: Tensor, count: Value = None) -> tuple[Tensor, Tensor]:
-    """TopK by a stable sort, since ONNX wants the lower index first among equals and torch.topk does not say."""
+    """TopK by a stable sort: ONNX wants the lower index first among equals, torch.topk does not say."""
     k = ints(count, "K")[0] if count is not None else n.get("k")
     axis = n.get("axis", -1)
     values, indices = torch.sort(x, dim=axis, descending=bool(n.get("largest", 1)), stable=True)

@@ -68,7 +68,7 @@ def _options(n: Node, x: Tensor, operands: tuple[Value, ...]) -> tuple[str, str,
         pick = min if policy == "not_larger" else max
         factor = pick(s / x.shape[a] for a, s in zip(which, sizes, strict=True))
         for axis in which:
-            scales[axis], target[axis] = factor, int(math.floor(factor * x.shape[axis] + 0.5))
+            scales[axis], target[axis] = factor, math.floor(factor * x.shape[axis] + 0.5)
         return mode, how, scales, target
     for axis, size in zip(which, sizes, strict=True):
         target[axis] = size

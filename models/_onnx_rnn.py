@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,9 +61,8 @@ def recurrent(
 
 def _check(n: Node, x: Tensor, lengths: Value, peepholes: Value) -> bool:
     """Refuse the variants torch has no layer for; returns whether a plain RNN uses Relu."""
-    if lengths is not None:
-        if any(v != x.shape[0] for v in ints(lengths, "sequence lengths")):
-            raise Refusal("sequences of different lengths in one batch")
+    if lengths is not None and any(v != x.shape[0] for v in ints(lengths, "sequence lengths")):
+        raise Refusal("sequences of different lengths in one batch")
     if peepholes is not None and (not isinstance(peepholes, Known) or any(peepholes.numbers())):
         raise Refusal("peephole connections")
     if n.get("clip"):
@@ -81,18 +81,22 @@ def _weights(n: Node, w: Value, r: Value, b: Value, directions: int, hidden: int
     order = _ORDER[n.op]
 
     def gates(value: Tensor) -> Tensor:
-        parts = value.split(hidden, 0)
+        parts = torch.split(value, hidden, 0)
         return torch.cat([parts[i] for i in order]).contiguous()
 
+    half = len(order) * hidden
     flat: list[Tensor] = []
     for d in range(directions):
         end = "_reverse" if d else ""
-        flat.append(n.folded(w, lambda v, d=d: gates(v[d]), suffix=end))
-        flat.append(n.folded(r, lambda v, d=d: gates(v[d]), suffix=end))
+
+        def part(value: Tensor, of: slice, d: int = d) -> Tensor:
+            return gates(value[d, of])
+
+        flat.append(n.folded(w, partial(part, of=slice(None)), suffix=end))
+        flat.append(n.folded(r, partial(part, of=slice(None)), suffix=end))
         if b is not None:
-            half = len(order) * hidden
-            flat.append(n.folded(b, lambda v, d=d: gates(v[d, :half]), suffix=f"_input{end}"))
-            flat.append(n.folded(b, lambda v, d=d: gates(v[d, half:]), suffix=f"_hidden{end}"))
+            flat.append(n.folded(b, partial(part, of=slice(half)), suffix=f"_input{end}"))
+            flat.append(n.folded(b, partial(part, of=slice(half, None)), suffix=f"_hidden{end}"))
     return flat
 
 

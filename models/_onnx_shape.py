@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ def pad(n: Node, x: Tensor, pads: Value = None, value: Value = None, axes: Value
     for axis in range(x.dim()):
         if before[axis] or after[axis]:
             table = _border(mode, x.shape[axis], before[axis], after[axis])
-            x = torch.index_select(x, axis, n.stored(f"_border_{axis}", lambda t=table: torch.tensor(t)))
+            x = torch.index_select(x, axis, n.stored(f"_border_{axis}", partial(torch.tensor, table)))
     return x
 
 
@@ -163,7 +164,7 @@ def constant(n: Node) -> Tensor:
     for name, value in n.attributes.items():
         match name:
             case "value":
-                return value
+                return cast(Tensor, value)
             case "value_float" | "value_floats":
                 return torch.tensor(value, dtype=torch.float32)
             case "value_int" | "value_ints":
@@ -199,7 +200,8 @@ def eye_like(n: Node, x: Tensor) -> Tensor:
     dtype = dtype_of(n.get("dtype")) if n.get("dtype") is not None else x.dtype
     k = n.get("k", 0)
     rows, columns = torch.arange(x.shape[0]).unsqueeze(1), torch.arange(x.shape[1])
-    return (columns - rows == k).to(dtype)
+    diagonal: Tensor = columns - rows == k
+    return diagonal.to(dtype)
 
 
 def identity(n: Node, x: Value, *_: Value) -> Value:

@@ -15,7 +15,7 @@ from edgecompile.models._onnx_values import Known, Node, Sizes, Value, from_numb
 def on_sizes(node: Node, values: Sequence[Value]) -> tuple[Value, ...] | None:
     """The result of a shape computation with symbols in it, or None when it needs tensors.
 
-    Covers what exporters emit between Shape and Reshape: gather, concat, slice, cast, arithmetic, comparison, select.
+    Covers gathering, joining, slicing, casts, arithmetic, comparison and selection of scalars and vectors.
     """
     if not all(isinstance(v, (Known, Sizes)) or v is None for v in values):
         return None
@@ -114,8 +114,8 @@ _SHAPE_OPS: Mapping[str, Callable[[Node, list[Any]], tuple[Value, ...] | None]] 
     "Sub": _pairwise(lambda a, b: a - b),
     "Mul": _pairwise(lambda a, b: a * b),
     "Div": _pairwise(_trunc_div),
-    "Max": _pairwise(lambda a, b: torch.sym_max(a, b)),
-    "Min": _pairwise(lambda a, b: torch.sym_min(a, b)),
+    "Max": _pairwise(lambda a, b: a if bool(a >= b) else b),
+    "Min": _pairwise(lambda a, b: a if bool(a <= b) else b),
     "Equal": _pairwise(lambda a, b: bool(a == b)),
     "Greater": _pairwise(lambda a, b: bool(a > b)),
     "Less": _pairwise(lambda a, b: bool(a < b)),

@@ -1,8 +1,7 @@
-"""Values an ONNX graph holds while it is walked: traced tensors, known tensors, and sizes with symbols in them."""
+"""Values of an ONNX graph while it is walked: traced tensors, known tensors, sizes with symbols."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,9 +50,9 @@ def outside() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A tensor whose value is known at import: an initialiser, a constant, or what was computed from those alone.
+    """A tensor whose value is known at import: stored, or computed from what is stored alone.
 
-    `weight` is true for what the file stores as an initialiser of at least one axis: it stays a trainable parameter.
+    `weight` is true for floats that the file stores with at least one axis: they stay trainable parameters.
     """
 
     tensor: Tensor
@@ -91,7 +90,7 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """One ONNX node: `version` is the opset the file was written for, `outputs` how many outputs are asked for."""
+    """One ONNX node: `version` is the opset of its file, `outputs` the names of its values."""
 
     name: str
     op: str
@@ -113,7 +112,7 @@ class Node:
     def folded(
         self, value: Value, make: Callable[..., Tensor], *more: Value, suffix: str = "", buffer: bool = False
     ) -> Tensor:
-        """A weight made from stored ones, named after the first: computed at import when all of them are known."""
+        """A weight made from stored ones, named after the first; computed at import when all are known."""
         name = value.name if isinstance(value, Known) and value.name else self.name
         return self.keeper.folded(name + suffix, make, (value, *more), buffer)
 

@@ -1,4 +1,4 @@
-"""An ONNX file as a Program: vetted, read node by node in a child process, and compared there with ONNX Runtime."""
+"""An ONNX file as a Program: read node by node in a child process and compared there with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLE_BATCH = 2
 
 @dataclass(frozen=True)
 class Input:
-    """One graph input: its ONNX element type, and its sizes, open ones by their symbol (`""` when unnamed)."""
+    """One graph input: its ONNX element type and its sizes, open ones by their symbol (`""` when unnamed)."""
 
     name: str
     element: int
@@ -35,7 +35,8 @@ class Input:
         return bool(self.sizes) and isinstance(self.sizes[0], str)
 
     def __str__(self) -> str:
-        return f"'{text_safe(self.name)}' [{', '.join(text_safe(str(s)) if s != '' else '?' for s in self.sizes)}]"
+        sizes = ", ".join(text_safe(str(size)) if size != "" else "?" for size in self.sizes)
+        return f"'{text_safe(self.name)}' [{sizes}]"
 
 
 def parse(
@@ -45,12 +46,12 @@ def parse(
     seed: int = 0,
     fixed: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Import a vetted `.onnx` file and save it as a Program in `out`; for the child process (`parse_in_child("onnx", ...)`).
+    """Import a vetted `.onnx` file and save it as a Program in `out`; for `parse_in_child("onnx", ...)`.
 
-    `inputs` gives sizes that the file leaves open (the first axis is the batch and stays dynamic where the graph
-    allows it); `fixed` turns inputs into constants, so that branches on them disappear. Raises `InputError` when the
-    file is not a valid model, sizes are missing, or ONNX Runtime refuses it or computes something else; `Unsupported`
-    lists every node that cannot be imported.
+    `inputs` gives sizes that the file leaves open (the first axis is the batch and stays dynamic where the
+    graph allows it); `fixed` turns inputs into constants, so that branches on them disappear. Raises
+    `InputError` when the file is no valid model, sizes are missing, or ONNX Runtime refuses it or computes
+    something else; `Unsupported` lists every node that cannot be imported.
     """
     from edgecompile import program_file
     from edgecompile.models._onnx_check import import_check
@@ -73,7 +74,8 @@ def parse(
 def load(path: str) -> ModelProto:
     """Read and check a model, its functions inlined; raises `InputError` or `Unsupported`."""
     import onnx
-    from google.protobuf.message import DecodeError
+    import onnx.inliner
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path)
@@ -103,11 +105,11 @@ def opset_of(path: str, model: ModelProto) -> int:
         raise InputError(f"{path}: it does not import the operator set ai.onnx")
     if not OLDEST <= versions[0] <= NEWEST:
         raise Unsupported(path, [f"opset {versions[0]} of ai.onnx: opsets {OLDEST} to {NEWEST} are known"])
-    return versions[0]
+    return int(versions[0])
 
 
 def _refuse_unknown(path: str, model: ModelProto) -> None:
-    """List every node whose operator neither ONNX nor a function of the file defines; refuse recursive functions."""
+    """List every node whose operator nobody defines; refuse functions that call themselves."""
     import onnx
 
     functions = {(f.domain, f.name): f for f in model.functions}
@@ -224,7 +226,8 @@ def _fixed(path: str, inputs: Sequence[Input], fixed: Mapping[str, float]) -> di
             raise InputError(f"{path}: no input '{text_safe(name)}' to fix{near(name, by_name)}")
         if any(isinstance(s, str) for s in by_name[name].sizes):
             raise InputError(f"{path}: input {by_name[name]} cannot be fixed: its sizes are open")
-        held[name] = torch.full(by_name[name].sizes, value, dtype=DTYPES[by_name[name].element])
+        shape = [int(size) for size in by_name[name].sizes]
+        held[name] = torch.full(shape, value, dtype=DTYPES[by_name[name].element])
     return held
 
 
@@ -247,7 +250,7 @@ def _check_given(path: str, inputs: Sequence[Input], given: Mapping[str, Sequenc
 def _shapes(
     path: str, inputs: Sequence[Input], given: Mapping[str, Sequence[int] | None], batch: int | None
 ) -> dict[str, list[int]]:
-    """Sizes for every input; `batch`, when given, for every open first axis (and every axis of the same symbol)."""
+    """Sizes for every input; `batch`, when given, for open first axes and all axes of the same symbol."""
     batches = {i.sizes[0] for i in inputs if i.open} - {""}
     shapes, missing = {}, []
     for own in inputs:

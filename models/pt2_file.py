@@ -1,4 +1,4 @@
-"""A `.pt2` file of torch.export.save as a Program; read in a child process, handed on in our own saved form."""
+"""A `.pt2` file of torch.export.save as a Program, read in a child process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from edgecompile.errors import InputError
 
 
 def parse(path: str, out: Path, trust: bool = False) -> dict[str, Any]:
-    """Load a vetted `.pt2` file and save it as a Program in `out`; for the child process (`parse_in_child("pt2", ...)`).
+    """Load a vetted `.pt2` file and save it as a Program in `out`: for `parse_in_child("pt2", ...)`.
 
-    The file's example inputs become the program's; its weights keep their names. Raises `InputError` for programs
-    that edgecompile cannot hold (control flow on data, buffers that are written, inputs that are not tensors).
-    `trust` changes nothing here: what it lifts is lifted in vetting, and torch decides by itself how to load.
+    The file's example inputs become the program's; its weights keep their names. Raises `InputError` for
+    programs that edgecompile cannot hold (control flow on data, buffers that are written, inputs that are not
+    tensors). `trust` changes nothing here: what it lifts is lifted in vetting, and torch decides by itself
+    how to load.
     """
     import torch
     from torch import fx

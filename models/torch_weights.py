@@ -1,4 +1,4 @@
-"""Weights in a `.pt`, `.pth` or `.bin` file of torch.save; read in a child process, handed on as safetensors."""
+"""Weights in a `.pt`, `.pth` or `.bin` file of torch.save, read in a child process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ WEIGHTS, NAMES = "weights.safetensors", "names.json"
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights")
 _MB = 1 << 20
+_RESAVE = "save model.state_dict() with torch.save"
 
 
 def parse(path: str, out: Path, trust: bool = False) -> dict[str, Any]:
-    """Write the tensors of a vetted state dict to `out`; for the child process (`parse_in_child("torch_weights", ...)`).
+    """Write the tensors of a vetted state dict to `out`: for `parse_in_child("torch_weights", ...)`.
 
-    A file of 1 kB can hold a view of 2^40 elements, so sizes are added up before any tensor is made contiguous. Names
-    stay in a JSON map, since a name is never to be used as a path. Returns what was skipped, as notes.
+    A file of 1 kB can hold a view of 2^40 elements, so sizes are added up before any tensor is made
+    contiguous. Names stay in a JSON map, since a name is never to be used as a path. Returns what was
+    skipped, as notes.
     """
     import torch
     from safetensors.torch import save_file
@@ -32,7 +34,7 @@ def parse(path: str, out: Path, trust: bool = False) -> dict[str, Any]:
         shown = ", ".join(text_safe(name) for name in skipped[:5])
         notes.append(f"{len(skipped)} entries are no tensors and were left out: {shown}")
     if not tensors:
-        raise InputError(f"{path}: no tensors in it; save model.state_dict() with torch.save")
+        raise InputError(f"{path}: no tensors in it; {_RESAVE}")
     _check_sizes(path, {name: value.numel() * value.element_size() for name, value in tensors.items()})
     names = {f"{index:06d}": name for index, name in enumerate(tensors)}
     # clone: safetensors refuses tensors that share memory, and tied weights do
@@ -58,9 +60,7 @@ def _unwrapped(loaded: object, path: str) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(loaded, Mapping):
         state = getattr(loaded, "state_dict", None)
         if not callable(state):
-            raise InputError(
-                f"{path}: a {type(loaded).__name__}, not a state dict; save model.state_dict() with torch.save"
-            )
+            raise InputError(f"{path}: a {type(loaded).__name__}, not a state dict; {_RESAVE}")
         loaded = state()
         notes.append("the state dict of a pickled module")
     found: dict[str, Any] = dict(_flat(loaded))

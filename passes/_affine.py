@@ -1,8 +1,7 @@
-"""Convolutions, transposed convolutions and linear layers with constant weights, seen as one kind: y = W x + b."""
+"""Convolutions, transposed convolutions and linear layers with constant weights, as one kind: y = W x + b."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +22,22 @@ CONV = {
     aten.conv2d.padding: 2,
     aten.conv3d.padding: 3,
 }
-TRANSPOSED = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3}
+TRANSPOSED = {
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
+}
 PLAIN = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 Readers = Mapping[str, Sequence[fx.Node]]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """One such layer. Weights are `[out, in / groups, *kernel]`, for a transposed convolution `[in, out / groups, *kernel]`.
+    """One such layer.
 
-    `spatial` counts the spatial axes: 0 for a linear layer, whose channels are the last axis; else channels are axis 1.
+    Weights are `[out, in / groups, *kernel]`, for a transposed convolution `[in, out / groups, *kernel]`.
+    `spatial` counts the spatial axes: 0 for a linear layer, whose channels are the last axis; else channels
+    are axis 1.
     """
 
     node: fx.Node
@@ -105,11 +110,13 @@ class Affine:
     def shift(self, program: Program) -> Tensor:
         """The bias in float64, zeros when there is none."""
         value = weight(program, self.bias)
-        return torch.zeros(self.channels_out, dtype=torch.float64) if value is None else value.detach().double()
+        return (
+            torch.zeros(self.channels_out, dtype=torch.float64) if value is None else value.detach().double()
+        )
 
 
 def affine(program: Program, node: Any) -> Affine | None:
-    """The layer that a node is, None for any other node and for weights that are computed or not floating point."""
+    """The layer that a node is; None for any other node and for weights that are computed or not floats."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
     if node.target is aten.linear.default:
@@ -135,7 +142,9 @@ def affine(program: Program, node: Any) -> Affine | None:
 def shared(found: Affine, readers: Readers) -> str | None:
     """Why the layer's weights may not be changed: someone else reads them too. None when they may."""
     for part in (found.weight, found.bias):
-        others = [n for n in readers.get(str(part.target), ()) if n is not found.node] if part is not None else []
+        others = (
+            [n for n in readers.get(str(part.target), ()) if n is not found.node] if part is not None else []
+        )
         if others:
             return f"{part and part.target} is shared with {others[0].name}"
     return None
@@ -178,7 +187,7 @@ def representable(matrix: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
 
 
 def store(program: Program, found: Affine, matrix: Tensor, bias: Tensor, origin: str | None = None) -> None:
-    """Write float64 weights back in the layer's own dtype and names; `origin` is the teacher's name of a new bias."""
+    """Write float64 weights back in the layer's dtype and names; `origin` is the teacher's, of a new bias."""
     dtype = found.node.meta["val"].dtype
     set_weight(program, found.weight, nn.Parameter(matrix.to(dtype)))
     if found.bias is not None:
@@ -189,11 +198,6 @@ def store(program: Program, found: Affine, matrix: Tensor, bias: Tensor, origin:
         added = add_weight(program, name, nn.Parameter(bias.to(dtype)), found.node, origin)
         args = list(found.node.args)
         found.node.args = (*args[:2], added, *args[3:])
-
-
-def macs_per_place(matrix: Sequence[int] | torch.Size) -> int:
-    """Multiply-accumulates at each output place of a plain convolution or linear layer: the weight's size."""
-    return math.prod(int(s) for s in matrix)
 
 
 def title(node: fx.Node) -> str:

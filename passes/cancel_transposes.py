@@ -62,7 +62,7 @@ ELEMENTWISE = (
 
 @dataclass(frozen=True)
 class CancelTransposes(Pass):
-    """Cancel transposes and reshapes that undo each other, also through elementwise operators, and join the others.
+    """Cancel transposes and reshapes that undo each other, also through elementwise operators; join others.
 
     before:
         %permute = permute(%x, [0, 2, 3, 1])
@@ -71,11 +71,12 @@ class CancelTransposes(Pass):
     after:
         %relu = relu(%x)
 
-    `permute`, `transpose`, `t`, `movedim` join to one `permute`; `reshape`, `flatten`, `unflatten`, `squeeze` and
-    `unsqueeze` to one `reshape`.
+    `permute`, `transpose`, `t`, `movedim` join to one `permute`; `reshape`, `flatten`, `unflatten`, `squeeze`
+    and `unsqueeze` to one `reshape`.
 
-    Kept: pairs with an operator between them that has an axis (softmax, layer norm) or several inputs, or whose result
-    someone else reads in the layout between; reshapes with more than one dynamic size, with a note.
+    Kept: pairs with an operator between them that has an axis (softmax, layer norm) or several inputs, or
+    whose result someone else reads in the layout between; reshapes with more than one dynamic size, with a
+    note.
     """
 
     name: ClassVar[str] = "cancel_transposes"
@@ -120,7 +121,7 @@ def _chain(node: fx.Node, kinds: tuple[object, ...]) -> tuple[fx.Node, list[fx.N
 
 
 Ends = tuple[fx.Node, list[fx.Node], list[int] | None]
-"""The upper of two nodes, the operators between them, and the argument of the one that replaces both (None: none does)."""
+"""The upper of two nodes, what is between, and the argument of what replaces both (None: nothing does)."""
 
 
 def _transposes(node: fx.Node) -> Ends | None:
@@ -151,7 +152,9 @@ def _reshapes(node: fx.Node, ctx: Context) -> Ends | None:
     return above, between, [size if isinstance(size, int) else -1 for size in sizes]
 
 
-def _rewrite(program: Program, node: fx.Node, above: fx.Node, between: list[fx.Node], joined: list[int] | None) -> fx.Node:
+def _rewrite(
+    program: Program, node: fx.Node, above: fx.Node, between: list[fx.Node], joined: list[int] | None
+) -> fx.Node:
     """Let the operators below `above` read its input, and one node or none do what the two did."""
     end = above.args[0]
     assert isinstance(end, fx.Node)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from edgecompile.functional import first_write
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, replace, weight
@@ -38,16 +39,20 @@ class CommonSubexpressions(Pass):
         %relu = relu(%x)
         %add = add.Tensor(%relu, %relu)
 
-    Weights are the same when they are tied; constants that are not trainable also when they are equal and have at most
-    4096 elements. Numbers are the same when their types are too.
+    Weights are the same when they are tied; constants that are not trainable also when they are equal and
+    have at most 4096 elements. Numbers are the same when their types are too.
 
-    Kept: random operators, in-place ones, uninitialised memory. Two trainable weights that happen to be equal are two.
+    Kept: a program with operators in place, with a note; random operators; uninitialised memory. Two
+    trainable weights that happen to be equal are two.
     """
 
     name: ClassVar[str] = "common_subexpressions"
     exact: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
+        if (write := first_write(program.graph.graph)) is not None:
+            ctx.note(f"program left alone: {write.name} writes in place")
+            return program
         first: dict[Hashable, fx.Node] = {}
         numbers: dict[fx.Node, Hashable] = {}
         for node in list(program.graph.graph.nodes):
@@ -69,7 +74,11 @@ class CommonSubexpressions(Pass):
 def _repeatable(node: fx.Node) -> bool:
     if node.target in ARITHMETIC:
         return True
-    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable or node.meta.get("val") is None:
+    if (
+        not isinstance(node.target, OpOverload)
+        or node.target._schema.is_mutable
+        or node.meta.get("val") is None
+    ):
         return False
     if node.target in RANDOM_UNLESS_OFF:
         name, off = RANDOM_UNLESS_OFF[node.target]
@@ -86,11 +95,13 @@ def _weight_key(program: Program, node: fx.Node) -> Hashable:
 
 
 def _bytes(value: Tensor) -> bytes:
-    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    return (
+        value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    )
 
 
 def _key(value: Any, numbers: dict[fx.Node, Hashable]) -> Hashable:
-    """A value as something to compare: nodes by what they compute, numbers with their types (1, 1.0 and True differ)."""
+    """A value as something to compare: nodes by what they compute, numbers with their types."""
     match value:
         case fx.Node():
             return ("node", numbers[value])

@@ -32,16 +32,16 @@ class FoldBn(Pass):
 
     before:
         %conv2d = conv2d(%x, c.weight, None, [1, 1], [1, 1])
-        %batch_norm = batch_norm(%conv2d, b.weight, b.bias, b.running_mean, b.running_var, False, 0.1, 1e-05, False)
+        %batch_norm = batch_norm(%conv2d, b.weight, b.bias, b.running_mean, b.running_var, False, ...)
     after:
         %conv2d = conv2d(%x, c.weight, c.bias, [1, 1], [1, 1])
 
-    With g = weight / sqrt(var + eps), the layer before gets W g and (b - mean) g + bias; the layers after get their
-    input channels scaled by g, and what the shift adds goes into their biases. Computed in float64.
+    With g = weight / sqrt(var + eps), the layer before gets W g and (b - mean) g + bias; the layers after get
+    their input channels scaled by g, and what the shift adds goes into their biases. Computed in float64.
 
-    Kept, with a note: statistics of the batch (training mode), weights that other layers read too, a result of the
-    layer before that is used twice, a layer after that pads with zeros (it would pad with the shift instead), a batch
-    norm with neither neighbour, weights that would no longer be finite.
+    Kept, with a note: statistics of the batch (training mode), weights that other layers read too, a result
+    of the layer before that is used twice, a layer after that pads with zeros (it would pad with the shift
+    instead), a batch norm with neither neighbour, weights that would no longer be finite.
     """
 
     name: ClassVar[str] = "fold_bn"
@@ -59,7 +59,7 @@ class FoldBn(Pass):
 
 
 def scale_and_shift(program: Program, norm: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """A batch norm in inference mode as float64 `scale`, `shift` `[channels]`; None when it takes the batch's statistics."""
+    """A batch norm as float64 `scale`, `shift` `[channels]`; None when it takes the batch's statistics."""
     mean, var = (weight(program, argument(norm, n)) for n in ("running_mean", "running_var"))
     if argument(norm, "training") is not False or mean is None or var is None:
         return None
@@ -95,7 +95,12 @@ def _fold(program: Program, norm: fx.Node, readers: Readers) -> str | None:
 
 
 def _into_before(
-    program: Program, norm: fx.Node, found: Affine, pair: tuple[Tensor, Tensor], readers: Readers, origin: str | None
+    program: Program,
+    norm: fx.Node,
+    found: Affine,
+    pair: tuple[Tensor, Tensor],
+    readers: Readers,
+    origin: str | None,
 ) -> str | None:
     if not found.spatial and len(shape(norm) or ()) != 2:
         return f"its channels are not the last axis of {found.node.name}"

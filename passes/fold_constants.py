@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from edgecompile.functional import first_write
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes._affine import title
+from edgecompile.passes.remove_identity import ASSERTS
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, replace, weight, weight_readers
 
 aten = torch.ops.aten
 
 FREE_BYTES = 64 * 1024
-"""A constant of this size may always be stored, whatever it replaces: masks, position indices, normalisation."""
+"""A constant of this size may always be stored, whatever it replaces: masks, position indices."""
 GROWTH = 4
 LIMIT_BYTES = 16 * 1024 * 1024
 WORKSPACE_BYTES = 512 * 1024 * 1024
@@ -39,21 +41,31 @@ class FoldConstants(Pass):
     after:
         %where = where.self(constant.lt: bool[4], %x, zero: float32[])
 
-    A stored value is at most 64 KiB, or at most four times the weights it replaces and no larger than 16 MiB or those
-    weights, whichever is more; a weight that is still read elsewhere is not replaced. Trainable weights stay trainable.
+    A stored value is at most 64 KiB, or at most four times the weights it replaces and no larger than 16 MiB
+    or those weights, whichever is more; a weight that is still read elsewhere is not replaced. Trainable
+    weights stay trainable.
 
-    Kept: random and in-place operators, operators outside `aten` (quantize and dequantize of weights stay visible to the
-    targets), whatever has a dynamic size; with a note, values that would be too large to store.
+    Kept: a program with operators in place, with a note; random operators; operators outside `aten` (quantize
+    and dequantize of weights stay visible to the targets), whatever has a dynamic size; with a note, values
+    that would be too large to store.
     """
 
     name: ClassVar[str] = "fold_constants"
     exact: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
+        if (write := first_write(program.graph.graph)) is not None:
+            ctx.note(f"program left alone: {write.name} writes in place")
+            return program
         constant: set[fx.Node] = set()
         for node in program.graph.graph.nodes:
-            if weight(program, node) is not None or (node.op == "call_function" and _foldable(node, constant)):
+            if weight(program, node) is not None or (
+                node.op == "call_function" and _foldable(node, constant)
+            ):
                 constant.add(node)
+        for node in list(program.graph.graph.nodes):
+            if node.target in ASSERTS and all(n in constant for n in node.all_input_nodes):
+                program.graph.graph.erase_node(node)
         readers = weight_readers(program)
         for node in list(program.graph.graph.nodes):
             if node not in constant or node.op == "get_attr" or all(user in constant for user in node.users):
@@ -104,7 +116,9 @@ def _cone(node: fx.Node) -> list[fx.Node]:
         if current in found:
             continue
         found.add(current)
-        stack.extend(current.all_input_nodes[1:] if current.target in (*LIKE, *NEW) else current.all_input_nodes)
+        stack.extend(
+            current.all_input_nodes[1:] if current.target in (*LIKE, *NEW) else current.all_input_nodes
+        )
     return sorted(found)
 
 
@@ -139,7 +153,10 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Tenso
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values.get(n))
     if node.target in LIKE:
         # only the type of the first argument counts, and its value is not known here
-        args = (torch.empty(node.meta["val"].shape, dtype=node.all_input_nodes[0].meta["val"].dtype), *args[1:])
+        args = (
+            torch.empty(node.meta["val"].shape, dtype=node.all_input_nodes[0].meta["val"].dtype),
+            *args[1:],
+        )
     elif node.target in NEW:
         args = (torch.empty(0, dtype=node.all_input_nodes[0].meta["val"].dtype), *args[1:])
     result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]

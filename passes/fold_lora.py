@@ -30,11 +30,12 @@ class FoldLora(Pass):
     after:
         %linear = linear(%x, base.weight, base.bias)
 
-    Linear layers, and convolutions with a pointwise second (Hu et al., LoRA, 2021). Run `remove_identity` first: it takes
-    the adapter's dropout away. Biases are allowed, and the scale may be one number or one a channel.
+    Linear layers, and convolutions with a pointwise second (Hu et al., LoRA, 2021). Run `remove_identity`
+    first: it takes the adapter's dropout away. Biases are allowed, and the scale may be one number or one a
+    channel.
 
-    Kept, with a note: weights that other layers read too, results that are used twice, geometries that differ, weights
-    that would no longer be finite.
+    Kept, with a note: weights that other layers read too, results that are used twice, geometries that
+    differ, weights that would no longer be finite.
     """
 
     name: ClassVar[str] = "fold_lora"
@@ -72,7 +73,13 @@ def _fold(program: Program, node: fx.Node, base_node: Any, delta: Any, readers: 
         delta = step[0]
     up = affine(program, delta)
     down = affine(program, up.source) if up is not None else None
-    if up is None or down is None or down.source is not base.source or not up.pointwise or up.node is base.node:
+    if (
+        up is None
+        or down is None
+        or down.source is not base.source
+        or not up.pointwise
+        or up.node is base.node
+    ):
         return ""
     if reason := _differs(base, down, up):
         return reason

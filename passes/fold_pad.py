@@ -30,9 +30,9 @@ class FoldPad(Pass):
     after:
         %conv2d = conv2d(%x, c.weight, c.bias, [1, 1], [1, 1], [1, 1], 1) : float32[batch, 8, 8, 8]
 
-    Kept, with a note: sides that differ, other values than zero, padded channels or batch, a max pool (it pads with
-    minus infinity), an average pool with more padding than half its kernel or with padding it does not count, a reader
-    of any other kind.
+    Kept, with a note: sides that differ, other values than zero, padded channels or batch, a max pool (it
+    pads with minus infinity), an average pool with more padding than half its kernel or with padding it does
+    not count, a reader of any other kind.
     """
 
     name: ClassVar[str] = "fold_pad"
@@ -90,7 +90,9 @@ def _average(user: fx.Node, added: Sequence[int]) -> tuple[object, ...] | str:
     spatial = AVERAGE[user.target]  # type: ignore[index]
 
     def ints(name: str) -> list[int]:
-        values = [int(v) for v in argument(user, name)] if isinstance(argument(user, name), (list, tuple)) else []
+        values = (
+            [int(v) for v in argument(user, name)] if isinstance(argument(user, name), (list, tuple)) else []
+        )
         values = values or ([int(argument(user, name))] if isinstance(argument(user, name), int) else [])
         return values * spatial if len(values) == 1 else values
 

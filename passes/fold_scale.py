@@ -21,7 +21,17 @@ from edgecompile.passes._affine import (
     title,
 )
 from edgecompile.program import Program
-from edgecompile.rewrite import argument, call, nodes, only_user, replace, same_type, shape, weight, weight_readers
+from edgecompile.rewrite import (
+    argument,
+    call,
+    nodes,
+    only_user,
+    replace,
+    same_type,
+    shape,
+    weight,
+    weight_readers,
+)
 
 aten = torch.ops.aten
 
@@ -41,7 +51,7 @@ SCALES = (
 
 @dataclass(frozen=True)
 class FoldScale(Pass):
-    """Fold scales and shifts by constants, one number or one a channel, into the layer before or the layers after.
+    """Fold scales and shifts by constants, one number or one a channel, into the layers before or after.
 
     before:
         %linear = linear(%x, l.weight, None) : float32[batch, 8]
@@ -50,12 +60,13 @@ class FoldScale(Pass):
     after:
         %linear = linear(%x, l.weight, l.bias) : float32[batch, 8]
 
-    With `layer_norm=True` the scale and shift of a layer norm go into the linear layers that read it, too; that saves
-    their weights but no operator, so it is off unless asked for.
+    With `layer_norm=True` the scale and shift of a layer norm go into the linear layers that read it, too;
+    that saves their weights but no operator, so it is off unless asked for.
 
-    Kept, with a note when a layer stands beside them: a result that is used twice, weights that other layers read too, a
-    layer after that pads with zeros (for shifts), weights that would no longer be finite. Constants that differ along
-    any other axis than the channels, and those that change dtype or shape, are left in silence.
+    Kept, with a note when a layer stands beside them: a result that is used twice, weights that other layers
+    read too, a layer after that pads with zeros (for shifts), weights that would no longer be finite.
+    Constants that differ along any other axis than the channels, and those that change dtype or shape, are
+    left in silence.
     """
 
     layer_norm: bool = False
@@ -80,8 +91,10 @@ class FoldScale(Pass):
         return program
 
 
-def scale_and_shift(program: Program, node: fx.Node, axis: int, channels: int) -> tuple[fx.Node, Tensor, Tensor] | None:
-    """`y = scale * x + shift` per channel along `axis`: x and the float64 `[channels]` of a node in `SCALES`."""
+def scale_and_shift(
+    program: Program, node: fx.Node, axis: int, channels: int
+) -> tuple[fx.Node, Tensor, Tensor] | None:
+    """A node in `SCALES` as `scale * x + shift` along `axis`: x, and both as float64 `[channels]`."""
     if node.target is aten.neg.default:
         x, pair = node.args[0], _pair(node, torch.tensor(1.0), True)
     else:
@@ -121,7 +134,7 @@ def _pair(node: fx.Node, constant: Tensor, turned: bool) -> tuple[Tensor, Tensor
 
 
 def _per_channel(program: Program, value: Any, axis: int, channels: int, rank: int) -> Tensor | None:
-    """A number or a constant that varies along the channels only, as float64 of one element or `[channels]`."""
+    """A number, or a constant that varies along the channels only, as float64 `[]` or `[channels]`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=torch.float64)
     constant = weight(program, value)
@@ -173,7 +186,7 @@ def _into_after(program: Program, node: fx.Node, readers: Readers, reasons: dict
 def _scale_inputs(
     program: Program, found: list[Affine], pair: tuple[Tensor, Tensor], readers: Readers
 ) -> str | None:
-    """Fold a scale and shift of their common input into every layer; the reason when one of them refuses, then into none."""
+    """Fold a scale and shift of their common input into every layer, or into none and say why."""
     changes = []
     for each in found:
         if reason := shared(each, readers):

@@ -14,7 +14,7 @@ from edgecompile.rewrite import infer, only_user, weight_readers
 
 @dataclass(frozen=True)
 class MergeLinear(Pass):
-    """Merge a linear layer or 1x1 convolution into the linear layer or convolution that feeds it, where MACs fall.
+    """Merge a linear layer or 1x1 convolution into the layer that feeds it, where that needs fewer MACs.
 
     before:
         %linear = linear(%x, a.weight: float32[64, 32], a.bias)
@@ -22,11 +22,12 @@ class MergeLinear(Pass):
     after:
         %linear_1 = linear(%x, b.weight: float32[16, 32], b.bias)
 
-    W = W2 W1 and b = W2 b1 + b2, in float64. The first may be a convolution of any kernel, stride and padding with one
-    group; the second must be linear or a 1x1 convolution with stride 1, one group and no padding.
+    W = W2 W1 and b = W2 b1 + b2, in float64. The first may be a convolution of any kernel, stride and padding
+    with one group; the second must be linear or a 1x1 convolution with stride 1, one group and no padding.
 
-    Kept, with a note: a merged layer that needs more MACs or weights (a bottleneck, a low-rank pair), weights that other
-    layers read too, weights that would no longer be finite. A first result that is used twice is left in silence.
+    Kept, with a note: a merged layer that needs more MACs or weights (a bottleneck, a low-rank pair), weights
+    that other layers read too, weights that would no longer be finite. A first result that is used twice is
+    left in silence.
     """
 
     name: ClassVar[str] = "merge_linear"
@@ -56,7 +57,7 @@ def _merge(program: Program, first: Affine, second: Affine, readers: Readers) ->
     if reason := shared(first, readers) or shared(second, readers):
         return reason
     kernel = math.prod(first.kernel)
-    # at each place of the second's output; the first's output has as many places, for the second moves nothing
+    # at each place of the output: both layers have as many, for the second moves nothing
     apart = kernel * first.channels_in * first.channels_out + second.channels_in * second.channels_out
     merged = kernel * first.channels_in * second.channels_out
     if merged > apart:
@@ -81,7 +82,7 @@ def _keep(program: Program, name: str, axes: dict[int, tuple[int, ...] | None]) 
 
 
 def _move(first: Affine, second: Affine) -> None:
-    """Turn the second node into the merged one: the first's source and geometry, the second's weights and name."""
+    """Turn the second node into the merged one: the first's geometry, the second's weights and name."""
     node = second.node
     bias = node.args[2] if len(node.args) > 2 else None
     node.target = first.node.target

@@ -25,7 +25,7 @@ MASKED = (aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor, ate
 
 @dataclass(frozen=True)
 class RemoveBranches(Pass):
-    """Remove branches that are never taken: constant masks of `where` and `masked_fill`, empty parts of `cat`.
+    """Remove branches never taken: constant masks of `where` and `masked_fill`, empty parts of `cat`.
 
     before:
         %where = where.self(mask: bool[4], %x, %y)        (mask true everywhere)
@@ -33,8 +33,9 @@ class RemoveBranches(Pass):
     after:
         %x
 
-    Run `fold_constants` first: it makes masks constant. Outputs that nobody reads go with every retrace. A product with
-    zero is kept (it is NaN for infinite inputs), and so is a branch whose type is not the result's.
+    Run `fold_constants` first: it makes masks constant. Outputs that nobody reads go with every retrace. A
+    product with zero is kept (it is NaN for infinite inputs), and so is a branch whose type is not the
+    result's.
     """
 
     name: ClassVar[str] = "remove_branches"
@@ -79,8 +80,7 @@ def _concatenated(program: Program, node: fx.Node) -> fx.Node | None:
         return full[0] if isinstance(full[0], fx.Node) else None
     if not full or len(full) == len(parts):
         return None
-    new = call(program, aten.cat.default, (full, axis), node)
-    return new
+    return call(program, aten.cat.default, (full, axis), node)
 
 
 def _empty(part: Any, axis: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from edgecompile import functional
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, call, replace, same_type, shape, weight
@@ -21,10 +22,12 @@ DROPOUTS = (
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
+    *functional.DROPOUTS,
 )
 COPIES = (
     aten.alias.default,
     aten.detach.default,
+    aten.detach_.default,
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
     aten.clone.default,
@@ -32,7 +35,14 @@ COPIES = (
     aten.positive.default,
     aten.lift.default,
 )
-CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten._to_copy.default, aten.type_as.default)
+CASTS = (
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+)
 # shape operators that are identities exactly when the shape stays, since elements keep their row-major order
 SHAPES = (
     aten.view.default,
@@ -54,7 +64,13 @@ SHAPES = (
     aten.adaptive_avg_pool2d.default,
 )
 IDEMPOTENT = (aten.relu.default, aten.relu6.default, aten.abs.default, aten.ceil.default, aten.floor.default)
-NON_NEGATIVE = (aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.abs.default, aten.softmax.int)
+NON_NEGATIVE = (
+    aten.relu.default,
+    aten.relu6.default,
+    aten.sigmoid.default,
+    aten.abs.default,
+    aten.softmax.int,
+)
 ZEROS = (aten.zeros_like.default, aten.zeros.default, aten.new_zeros.default)
 ONES = (aten.ones_like.default, aten.ones.default, aten.new_ones.default)
 STRIDED = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype)
@@ -74,11 +90,13 @@ class RemoveIdentity(Pass):
     after:
         %relu = relu(%x) : float32[batch, 8]
 
-    A `view` that stays becomes `reshape`, so that copies which only made memory contiguous can go, and a cast that stays
-    becomes `_to_copy`; assertions about dtypes and devices, which the captured program has already passed, go too.
+    A `view` that stays becomes `reshape`, so that copies which only made memory contiguous can go, and a cast
+    that stays becomes `_to_copy`; assertions about dtypes and devices, which the captured program has already
+    passed, go too.
 
-    Kept: all copies of a program that reads memory by strides (`as_strided`, `view_as_complex`), with a note; dropout in
-    training mode, with a note; anything whose type differs from its input's for any batch.
+    Kept: a program with operators in place, with a note; all copies of a program that reads memory by strides
+    (`as_strided`, `view_as_complex`), with a note; dropout in training mode, with a note; anything whose type
+    differs from its input's for any batch.
     """
 
     name: ClassVar[str] = "remove_identity"
@@ -86,6 +104,9 @@ class RemoveIdentity(Pass):
 
     def run(self, program: Program, ctx: Context) -> Program:
         graph = program.graph.graph
+        if (write := functional.first_write(graph)) is not None:
+            ctx.note(f"program left alone: {write.name} writes in place")
+            return program
         strided = next((n for n in graph.nodes if n.target in STRIDED), None)
         if strided is not None:
             ctx.note(f"copies kept: {strided.name} reads memory by strides")
@@ -143,7 +164,7 @@ BINARY = (*ADDITIONS, *PRODUCTS, aten.pow.Tensor_Scalar)
 
 
 def _neutral(program: Program, node: fx.Node) -> fx.Node | None:
-    """`x` of `x + 0`, `0 + x`, `x - 0`, `x * 1`, `1 * x`, `x / 1` and `x ** 1` where it already has the result's type."""
+    """The x of `x + 0`, `0 + x`, `x - 0`, `x * 1`, `1 * x`, `x / 1`, `x ** 1`, where the types agree."""
     first, second = node.args[0], node.args[1]
     element = 0 if node.target in ADDITIONS else 1
     if same_type(node, first) and _is(program, second, element) and isinstance(first, fx.Node):
@@ -166,11 +187,13 @@ def _is(program: Program, value: Any, element: int) -> bool:
 
 
 def _settle(program: Program, node: fx.Node) -> None:
-    """Write a view as `reshape`, which asks nothing of the memory, and a cast as `_to_copy`, which asserts nothing."""
+    """A view becomes `reshape`, which asks nothing of memory, a cast `_to_copy`, which asserts nothing."""
     if node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
     elif node.target in CASTS and node.target is not aten._to_copy.default:
         value, given = node.meta["val"], shape(node.args[0])
         if given is None or value.device != node.args[0].meta["val"].device:  # type: ignore[union-attr]
             return
-        replace(program, node, call(program, aten._to_copy.default, (node.args[0],), node, {"dtype": value.dtype}))
+        replace(
+            program, node, call(program, aten._to_copy.default, (node.args[0],), node, {"dtype": value.dtype})
+        )

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Reparameterize(Pass):
-    """Merge parallel branches of one input that are added: convolutions of several kernels, batch norm, identity.
+    """Merge branches of one input that are added: convolutions of several kernels, batch norm, identity.
 
     before:
         %conv2d = conv2d(%x, a.weight: float32[8, 8, 3, 3], a.bias, [1, 1], [1, 1])
@@ -31,12 +31,12 @@ class Reparameterize(Pass):
     after:
         %conv2d = conv2d(%x, a.weight: float32[8, 8, 3, 3], a.bias, [1, 1], [1, 1])
 
-    Smaller kernels are padded with zeros around their centre, the identity is a kernel with a single one (RepVGG, Ding et
-    al. 2021; MobileOne, Vasu et al. 2023); linear layers are added. Run `fold_bn` first; a batch norm straight on the
-    input is a branch of its own. Branches that do not fit stay in the sum.
+    Smaller kernels are padded with zeros around their centre, the identity is a kernel with a single one
+    (RepVGG, Ding et al. 2021; MobileOne, Vasu et al. 2023); linear layers are added. Run `fold_bn` first; a
+    batch norm straight on the input is a branch of its own. Branches that do not fit stay in the sum.
 
-    Kept, with a note: weights that other layers read too, strides, dilations, groups or centres that differ, kernels
-    whose union needs more MACs than they do (1x7 and 7x1), weights that would no longer be finite.
+    Kept, with a note: weights that other layers read too, strides, dilations, groups or centres that differ,
+    kernels whose union needs more MACs than they do (1x7 and 7x1), weights that would no longer be finite.
     """
 
     name: ClassVar[str] = "reparameterize"
@@ -75,10 +75,12 @@ def _inside(inner: fx.Node, outer: fx.Node) -> bool:
 
 
 def _tree(root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """What a tree of sums adds up, first to last (a value that is added twice is there twice), and its inner sums."""
+    """What a tree of sums adds up, first to last, as often as it is added, and the inner sums."""
     leaves: list[fx.Node] = []
     sums: list[fx.Node] = []
-    stack = list(reversed(root.all_input_nodes if len(root.all_input_nodes) == 2 else root.all_input_nodes * 2))
+    stack = list(
+        reversed(root.all_input_nodes if len(root.all_input_nodes) == 2 else root.all_input_nodes * 2)
+    )
     while stack:
         node = stack.pop()
         outer = only_user(node)
@@ -90,9 +92,16 @@ def _tree(root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     return leaves, sums
 
 
-def _merge(program: Program, leaves: list[fx.Node], source: fx.Node, readers: Readers, ctx: Context) -> list[fx.Node]:
-    """Merge the leaves that read `source` into the one with the largest kernel; returns the leaves that are left."""
-    branches = [b for leaf in leaves if leaves.count(leaf) == 1 or leaf is source if (b := _branch(program, leaf, source))]
+def _merge(
+    program: Program, leaves: list[fx.Node], source: fx.Node, readers: Readers, ctx: Context
+) -> list[fx.Node]:
+    """Merge the leaves that read `source` into the one with the largest kernel; returns what is left."""
+    branches = [
+        b
+        for leaf in leaves
+        if leaves.count(leaf) == 1 or leaf is source
+        if (b := _branch(program, leaf, source))
+    ]
     convs = [b.conv for b in branches if b.conv is not None]
     if not convs or len(branches) < 2:
         return leaves
@@ -150,14 +159,25 @@ def _misfit(branch: _Branch, target: Affine, readers: Readers) -> str | None:
     found = branch.conv
     if found is None:
         if branch.scale is not None and not target.spatial:
-            return "its channels are not those of a linear layer" if len(shape(target.node) or ()) != 2 else None
+            return (
+                "its channels are not those of a linear layer" if len(shape(target.node) or ()) != 2 else None
+            )
         if target.channels_in != target.channels_out or (target.spatial and target.ints("stride") != ones):
             return f"{target.node.name} does not keep places and channels"
-        kernel, padding, dilation = ones, (0,) * target.spatial, target.ints("dilation") if target.spatial else ()
+        kernel, padding, dilation = (
+            ones,
+            (0,) * target.spatial,
+            target.ints("dilation") if target.spatial else (),
+        )
     else:
         if reason := shared(found, readers):
             return reason
-        if found.spatial != target.spatial or found.transposed or found.padding is None or found.groups != target.groups:
+        if (
+            found.spatial != target.spatial
+            or found.transposed
+            or found.padding is None
+            or found.groups != target.groups
+        ):
             return "they are different operators or have different groups"
         if target.spatial and found.ints("stride") != target.ints("stride"):
             return "their strides differ"

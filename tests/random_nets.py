@@ -1,4 +1,4 @@
-"""Random small networks out of the parts that exact passes rewrite, as a hypothesis strategy and as plain builders."""
+"""Random small networks out of the parts that exact passes rewrite, and a hypothesis strategy for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 6
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Weights and statistics that a fold cannot get right by luck: negative gammas, tiny variances, means off zero."""
+    """Weights and statistics that no fold gets right by luck: negative gammas, tiny variances, odd means."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, low: float = -0.5, high: float = 0.5) -> Tensor:
@@ -27,9 +27,12 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
                 value.copy_(draw(value, 0.3, 1.5) if name.endswith("running_var") else draw(value))
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.running_var[0] = 1e-3  # type: ignore[index]
+                if module.running_var is not None:
+                    module.running_var[0] = 1e-3
                 if module.weight is not None:
-                    module.weight.copy_(draw(module.weight, 0.2, 1.2) * torch.where(draw(module.weight) < 0, -1, 1))
+                    module.weight.copy_(
+                        draw(module.weight, 0.2, 1.2) * torch.where(draw(module.weight) < 0, -1, 1)
+                    )
                     module.weight[0] *= 0.1
     return model.eval()
 
@@ -38,8 +41,10 @@ class ConvBn(nn.Module):
     def __init__(self, kernel: int, groups: int, dilation: int, bias: bool, inplace: bool) -> None:
         super().__init__()
         pad = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(CHANNELS, CHANNELS, kernel, padding=pad, groups=groups, dilation=dilation, bias=bias)
-        self.bn = nn.BatchNorm2d(CHANNELS, affine=not (groups == 2))
+        self.conv = nn.Conv2d(
+            CHANNELS, CHANNELS, kernel, padding=pad, groups=groups, dilation=dilation, bias=bias
+        )
+        self.bn = nn.BatchNorm2d(CHANNELS, affine=groups != 2)
         self.act = nn.ReLU(inplace=inplace)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +58,9 @@ class BnConv(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(CHANNELS)
         self.shift = shift
-        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3 if padded else 1, padding=int(padded), groups=groups, bias=again)
+        self.conv = nn.Conv2d(
+            CHANNELS, CHANNELS, 3 if padded else 1, padding=int(padded), groups=groups, bias=again
+        )
         self.other = nn.Conv2d(CHANNELS, CHANNELS, 1) if again else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +194,13 @@ class Layout(nn.Module):
             case 1:
                 return self.linear(x.flatten(2).transpose(1, 2)).transpose(2, 1).reshape(b, c, h, w)
             case 2:
-                return F.gelu(x.view(b, c, -1)).view(b, 2, -1, h, w).reshape(b, c, h * w).unsqueeze(1).view(b, c, h, w)
+                return (
+                    F.gelu(x.view(b, c, -1))
+                    .view(b, 2, -1, h, w)
+                    .reshape(b, c, h * w)
+                    .unsqueeze(1)
+                    .view(b, c, h, w)
+                )
             case 3:
                 return self.linear(self.norm(x.permute(0, 2, 3, 1))).movedim(-1, 1)
             case 4:
@@ -217,7 +230,9 @@ class Twice(nn.Module):
             case 2:
                 return self.other(self.conv(x)) + self.bn(self.conv(x))
             case _:
-                return torch.cat([torch.relu(x), x[:, :0], torch.relu(x)], 1)[:, :CHANNELS] + x * x.new_ones(1)
+                return torch.cat([torch.relu(x), x[:, :0], torch.relu(x)], 1)[:, :CHANNELS] + x * x.new_ones(
+                    1
+                )
 
 
 class Nothing(nn.Module):
@@ -240,12 +255,15 @@ class Nothing(nn.Module):
                 return torch.where(mask, x, x + 1).masked_fill(~mask, 3.0)
             case _:
                 y = x.clone()
+                y[:, 1] = 2.0
                 y += torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
                 return F.relu(y, inplace=True)
 
 
 KINDS = {
-    "conv_bn": lambda a: ConvBn([1, 3, 5][a % 3], [1, 2, 4][a // 3 % 3], 1 + a // 9 % 2, a % 2 == 0, a % 4 == 0),
+    "conv_bn": lambda a: ConvBn(
+        [1, 3, 5][a % 3], [1, 2, 4][a // 3 % 3], 1 + a // 9 % 2, a % 2 == 0, a % 4 == 0
+    ),
     "bn_conv": lambda a: BnConv(a % 2 == 0, [1, 2][a // 2 % 2], a % 5 == 0, a % 3 == 0),
     "up": lambda a: Up([1, 2][a % 2], a % 3 == 0),
     "repvgg": lambda a: RepVgg([1, 2, 4][a % 3], a % 2 == 0, a // 2 % 3, 1 + a // 3 % 4),

@@ -68,7 +68,10 @@ def test_json_round_trip(image: Image) -> None:
 
 
 def test_text_form() -> None:
-    text = "size=224,crop=center,resize=256,interpolation=bicubic,mean=0.485/0.456/0.406,std=0.2/0.3/0.4,scale=1/255"
+    text = (
+        "size=224,crop=center,resize=256,interpolation=bicubic,"
+        "mean=0.485/0.456/0.406,std=0.2/0.3/0.4,scale=1/255"
+    )
     assert parse_image(text) == Image((224, 224), 256, "bicubic", (0.485, 0.456, 0.406), (0.2, 0.3, 0.4))
     assert parse_image("size=32x64, crop=none, channels=1") == Image((32, 64), "squash", channels=1)
 
@@ -187,6 +190,7 @@ def png(width: int, height: int) -> bytes:
         ),
         ("cut.png", png(50, 50), "not a picture that can be decoded"),
     ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
 )
 def test_bad_pictures(name: str, data: bytes, message: str, tmp_path: Path, program: Program) -> None:
     (tmp_path / name).write_bytes(data)
@@ -210,7 +214,7 @@ def test_order_hidden_files_and_loops(tmp_path: Path, program: Program) -> None:
     for seed, name in enumerate(("b.png", "a/z.png", ".hidden.png", "a/.c/d.png", "c.jpg")):
         save(tmp_path / name, seed=seed)
     (tmp_path / "notes.md").write_text("x")
-    found, others = find_images(tmp_path)
+    found, _ = find_images(tmp_path)
     assert [f.relative_to(tmp_path).as_posix() for f in found] == ["a/z.png", "b.png", "c.jpg"]
     data = open_dataset(str(tmp_path), program, {"image": SMALL.as_dict()}, batch_size=2)
     assert [b.size for b in data] == [2, 1]
@@ -234,8 +238,8 @@ def test_without_preparation_a_folder_is_refused(tmp_path: Path, program: Progra
         assert way in str(caught.value)
     with pytest.raises(InputError, match=r"prepared as \[3, 9, 9\], the model takes float32 \[n, 3, 8, 8\]"):
         open_dataset(str(tmp_path), program, {"image": Image((9, 9))})
+    (tmp_path / "e").mkdir()
     with pytest.raises(InputError, match="no pictures found"):
-        (tmp_path / "e").mkdir()
         open_dataset(str(tmp_path / "e"), program, {"image": SMALL})
 
 

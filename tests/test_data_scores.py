@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ from edgecompile.models.digits import teacher
 from edgecompile.teacher import Teacher
 
 NOTHING = Truth([], [])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +114,8 @@ def test_errors() -> None:
         score_outputs(Score("top1"), theirs, None, Truth([np.zeros((4, 1), np.int64)], []))
     with pytest.raises(InputError, match=r"an output is \[4, 5\] where the teacher's is \[4, 6\]"):
         score_outputs(Score("cosine"), random_outputs(0, (4, 5)), theirs, NOTHING)
+    whole = [(np.zeros((2, 2), np.int64),)]
     with pytest.raises(InputError, match="no float output to compare"):
-        whole = [(np.zeros((2, 2), np.int64),)]
         score_outputs(Score("cosine"), whole, whole, NOTHING)
     with pytest.raises(InputError, match="returned nan; a finite number, in percent, is expected"):
         score_outputs(Score("mine", lambda found, targets: math.nan), theirs, None, NOTHING)

@@ -46,7 +46,12 @@ def _random(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fill(
-    folder: Path, artifact: Artifact, run: Run | None, fixed: Program, golden: tuple[Tensor, ...], facts: Mapping[str, Any]
+    folder: Path,
+    artifact: Artifact,
+    run: Run | None,
+    fixed: Program,
+    golden: tuple[Tensor, ...],
+    facts: Mapping[str, Any],
 ) -> dict[str, Path]:
     """Copy the artifact, write `golden.npz` and last `manifest.json`; the files by kind, the main file first.
 
@@ -70,11 +75,19 @@ def fill(
         "artifact": artifact.main,
         "kind": artifact.kind,
         "golden_from": "artifact" if run is not None else "program",
-        "inputs": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in zip(fixed.input_names, fixed.inputs, strict=True)],
+        "inputs": [
+            {"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+            for n, t in zip(fixed.input_names, fixed.inputs, strict=True)
+        ],
         "outputs": list(fixed.output_names),
-        "files": {p.relative_to(folder).as_posix(): {"sha256": file_hash(p), "bytes": p.stat().st_size} for p in files.values()},
+        "files": {
+            p.relative_to(folder).as_posix(): {"sha256": file_hash(p), "bytes": p.stat().st_size}
+            for p in files.values()
+        },
         **facts,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     files["manifest"] = folder / "manifest.json"
     return files

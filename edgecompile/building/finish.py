@@ -159,7 +159,13 @@ def _publish(
 
 
 def _verified(
-    teacher: Teacher, shop: Workshop, program: Program, final: Built, golden: Any, code: int, steps: Sequence[Step]
+    teacher: Teacher,
+    shop: Workshop,
+    program: Program,
+    final: Built,
+    golden: Any,
+    code: int,
+    steps: Sequence[Step],
 ) -> Verify | None:
     """Errors over the evaluation data; layer by layer when the outputs drift or the accuracy budget is missed."""
     if final.found is None or shop.teacher is None:
@@ -173,7 +179,9 @@ def _verified(
     if (drifts or code == errors.ACCURACY) and tap is not None and teacher.program.batch is None:
         layers = layer_drift(teacher.program, program, lambda names, x: tap(final.artifact, names, x), golden)
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
-    return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
+    return Verify(
+        found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows
+    )
 
 
 def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> Score | None:
@@ -252,5 +260,3 @@ def _model(teacher: Teacher) -> Model:
     from edgecompile.building.run import model_of
 
     return model_of(teacher)
-
-

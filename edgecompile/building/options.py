@@ -25,7 +25,9 @@ class BuildOptions:
 
     target: str = _help("A deployment (host) or artifact@device (onnx@host).", "host")
     device: str | None = _help("A device profile by name or .toml file, instead of the target's own.")
-    pipeline: str | None = _help("Passes behind the exact ones, such as 'quantize(calibration=mse)'; '' for none.")
+    pipeline: str | None = _help(
+        "Passes behind the exact ones, such as 'quantize(calibration=mse)'; '' for none."
+    )
     max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher.")
     max_drop: str | None = _help("Accuracy budget in points of the score: 1pp or 0.5%.")
     max_size: str | None = _help("Size budget of the artifact: 4MB or 30% of the teacher.")
@@ -39,11 +41,15 @@ class BuildOptions:
     image: str | None = _help("How images are prepared: size=224,crop=center,mean=..,std=..")
     batch: int = _help("The batch of the artifact.", 1)
     threads: int | None = _help("Threads that the artifact is run and measured with (default: the device's).")
-    keep_float: tuple[str, ...] = _help("Layers that stay float, as a glob over their names; repeat for several.", ())
+    keep_float: tuple[str, ...] = _help(
+        "Layers that stay float, as a glob over their names; repeat for several.", ()
+    )
     out: str = _help("The output folder.", "out")
     seed: int = _help("Seed of everything random.", 0)
     decisions: str | None = _help("Replay the choices recorded in this report.json.")
-    golden: Literal["data", "synthetic"] = _help("Golden inputs: the first evaluation sample, or random numbers.", "data")
+    golden: Literal["data", "synthetic"] = _help(
+        "Golden inputs: the first evaluation sample, or random numbers.", "data"
+    )
     strict: bool = _help("The accuracy budget must be certified by the data, else exit 7.", False)
     trust_model: bool = _help("Let a model file run its own code. Written into the manifest.", False)
     dry_run: bool = _help("Say what would be done, build nothing.", False)
@@ -89,7 +95,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: not TOML: {error}") from None
     unknown = [key for key in table if key != "build"]
     if unknown or not isinstance(table.get("build", {}), dict):
-        raise SpecError(f"{path}: unknown table {unknown[:1] or ['build']}{near(str(unknown[0]) if unknown else 'build', ['build'])}")
+        raise SpecError(
+            f"{path}: unknown table {unknown[:1] or ['build']}{near(str(unknown[0]) if unknown else 'build', ['build'])}"
+        )
     values = {key.replace("-", "_"): value for key, value in table.get("build", {}).items()}
     names = {f.name for f in dataclasses.fields(BuildOptions)} | {"model"}
     for key in values:
@@ -114,7 +122,9 @@ def deployment(text: str, device: str | None, known: Mapping[str, tuple[str, ...
     """`host` or `onnx(opset=18)@host` as (target call, device name) pairs; the first is primary."""
     entries = known.get(text)
     if entries is None and "@" not in text and "(" not in text:
-        raise SpecError(f"--target: unknown deployment {text!r}{near(text, known)}; or write artifact@device, such as onnx@host")
+        raise SpecError(
+            f"--target: unknown deployment {text!r}{near(text, known)}; or write artifact@device, such as onnx@host"
+        )
     found = []
     for entry in entries or (text,):
         call, _, name = entry.rpartition("@") if "@" in entry else (entry, "", "host")

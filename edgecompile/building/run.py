@@ -106,7 +106,10 @@ def _run(
     tell: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
     tell("loading the model", 0, 1)
     teacher = model if isinstance(model, Teacher) else _load(model, options)
-    calib, evaluate = _data(options.calib, teacher.calib, teacher, options), _data(options.eval, teacher.evaluate, teacher, options, labels=True)
+    calib, evaluate = (
+        _data(options.calib, teacher.calib, teacher, options),
+        _data(options.eval, teacher.evaluate, teacher, options, labels=True),
+    )
     passes, why = choose(job, teacher, calib)
     check_data(passes, calib)
     reasons = job.target.refuse(teacher.program)
@@ -152,7 +155,9 @@ def _load(model: str, options: BuildOptions) -> Teacher:
     return load(model, weights=weights, inputs=options.input, image=options.image, trust=options.trust_model)
 
 
-def _data(ref: str | None, shipped: Dataset | None, teacher: Teacher, options: BuildOptions, labels: bool = False) -> Dataset | None:
+def _data(
+    ref: str | None, shipped: Dataset | None, teacher: Teacher, options: BuildOptions, labels: bool = False
+) -> Dataset | None:
     if ref is None:
         return shipped
     file = Path(options.labels) if labels and options.labels else None
@@ -201,7 +206,11 @@ def _remembered(
     def apply(one: Pass, program: Program, ctx: Context) -> Program:
         if one.exact:
             return one.run(program, ctx)
-        searched = None if ctx.drop is None or ctx.max_drop is None else [ctx.max_drop, evaluate.digest if evaluate else None]
+        searched = (
+            None
+            if ctx.drop is None or ctx.max_drop is None
+            else [ctx.max_drop, evaluate.digest if evaluate else None]
+        )
         flags = list(map(str, machine()["flags"]))  # type: ignore[call-overload]
         name = key(
             "pass", digest_of(program), show([one]), ctx.calib.digest if ctx.calib else None,

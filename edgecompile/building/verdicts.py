@@ -71,7 +71,15 @@ def drop_budget(drop: Drop | None, budgets: Budgets, strict: bool, asked: str) -
     if budgets.drop_pp is None:
         return None
     if drop is None:
-        return Budget("drop", asked, budgets.drop_pp, "pp", None, "inconclusive", reachable="no evaluation data: give --eval")
+        return Budget(
+            "drop",
+            asked,
+            budgets.drop_pp,
+            "pp",
+            None,
+            "inconclusive",
+            reachable="no evaluation data: give --eval",
+        )
     answer: Answer = "pass" if drop.value_pp <= budgets.drop_pp + 1e-9 else "miss"
     reachable = f"{drop.value_pp:.2f} pp was the least" if answer == "miss" else ""
     if answer == "pass" and strict and not drop.certifies(budgets.drop_pp):
@@ -95,6 +103,8 @@ def size_budget(size_bytes: int, teacher_bytes: int, budgets: Budgets, asked: st
 def codes_of(rows: Sequence[Budget]) -> tuple[int, ...]:
     """The exit codes that the budgets earned, each once."""
     codes = {
-        _CODES[row.kind] if row.verdict == "miss" else errors.INCONCLUSIVE for row in rows if row.verdict != "pass"
+        _CODES[row.kind] if row.verdict == "miss" else errors.INCONCLUSIVE
+        for row in rows
+        if row.verdict != "pass"
     }
     return tuple(sorted(codes))

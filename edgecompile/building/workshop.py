@@ -11,7 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
-from edgecompile.measure import Drop, Interval, Samples, interleave, median_ms, paired_accuracy, paired_scores, ratio, verdict
+from edgecompile.measure import (
+    Drop,
+    Interval,
+    Samples,
+    interleave,
+    median_ms,
+    paired_accuracy,
+    paired_scores,
+    ratio,
+    verdict,
+)
 from edgecompile.pass_manager import Price
 from edgecompile.program import Program
 from edgecompile.store import Cache, key
@@ -67,7 +77,9 @@ class Workshop:
             run = self.target.load(artifact, self.threads)
             bound = getattr(run, "bound", None)
             call = bound(fixed.inputs) if bound is not None else None
-            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json")
+            size = sum(
+                f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json"
+            )
             self._made[digest] = self._scored(Built(digest, artifact, run, call, size))
         return self._made[digest]
 
@@ -76,7 +88,12 @@ class Workshop:
 
         def fill(folder: Path) -> None:
             artifact = self.target.emit(fixed, folder, self.metadata)
-            said = {"kind": artifact.kind, "main": artifact.main, "notes": list(artifact.notes), "facts": dict(artifact.facts)}
+            said = {
+                "kind": artifact.kind,
+                "main": artifact.main,
+                "notes": list(artifact.notes),
+                "facts": dict(artifact.facts),
+            }
             (folder / "emit.json").write_text(json.dumps(said, sort_keys=True))
 
         folder = self.cache.get(name) or self.cache.put(name, fill)
@@ -86,7 +103,16 @@ class Workshop:
     def _scored(self, built: Built) -> Built:
         if self.evaluate is None or self.score is None or built.run is None:
             return built
-        name = key("outputs", built.artifact.kind, built.digest, self.batch, self.threads, self.evaluate.digest, repr(self.target), self.versions)
+        name = key(
+            "outputs",
+            built.artifact.kind,
+            built.digest,
+            self.batch,
+            self.threads,
+            self.evaluate.digest,
+            repr(self.target),
+            self.versions,
+        )
         found = cached_outputs(self.cache, name, lambda: self._run(built.run))
         return replace(built, scored=score_outputs(self.score, found, self.teacher, self.truth), found=found)
 
@@ -160,7 +186,9 @@ class Workshop:
     def time(self, built: Mapping[str, Built], rounds: int = 30) -> dict[str, Samples]:
         """Artifacts timed side by side, order alternating."""
         calls = {name: b.call for name, b in built.items() if b.call is not None}
-        return interleave(calls, rounds=rounds, seed=self.seed, least=1, progress=lambda d, t: self._tell("measuring", d, t))
+        return interleave(
+            calls, rounds=rounds, seed=self.seed, least=1, progress=lambda d, t: self._tell("measuring", d, t)
+        )
 
     def _price(self, built: Built, latency: Interval | None) -> Price:
         kind: Literal["measured", "unvalidated"] = "measured" if latency else "unvalidated"

@@ -151,7 +151,7 @@ def fit(picture: Picture, image: Image, where: str) -> Picture:
         raise InputError(
             f"{where}: {w}x{h} pixels, less than the {width}x{height} to be cropped: leave it out"
         )
-    left, top = round((w - width) / 2), round((h - height) / 2)
+    left, top = (w - width) // 2, (h - height) // 2  # as transformers does; torchvision rounds
     return picture.crop((left, top, left + width, top + height))
 
 

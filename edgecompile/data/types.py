@@ -25,8 +25,8 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of samples."""
-        return int(self.inputs[0].shape[0])
+        """The number of samples: the first axis of the first input, 1 when that is a scalar."""
+        return int(self.inputs[0].shape[0]) if self.inputs[0].dim() else 1
 
 
 class Dataset(ABC):
@@ -145,12 +145,14 @@ class First(Dataset):
     def __iter__(self) -> Iterator[Batch]:
         left = self.count
         for batch in self.whole:
-            if batch.size >= left:
+            if batch.size > left:
                 targets = None if batch.targets is None else batch.targets[:left]
                 yield Batch(tuple(t[:left] for t in batch.inputs), targets)
                 return
-            left -= batch.size
             yield batch
+            left -= batch.size
+            if not left:
+                return
 
 
 def add_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Untrusted files: vet them on their bytes, then parse them in a child process.
 
-`vet` runs nothing and imports no library that reads models; `parse_in_child` contains the library that then does.
+`vet` runs nothing and imports no library that reads models; `parse_in_child` contains the library that then
+does.
 """
 
 from edgecompile.ingest.contain import ChildStatus, parse_in_child, read_status

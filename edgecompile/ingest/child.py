@@ -1,8 +1,8 @@
 """What runs in the child process: limits first, then the parser, then a JSON status. Never pickle.
 
-Started by `contain.parse_in_child` as `python -m edgecompile.ingest.child`, with the request as JSON on standard input.
-Everything here is containment for a file that has been vetted already; a parser gets its limits before any
-library that reads the file is imported.
+Started by `contain.parse_in_child` as `python -m edgecompile.ingest.child`, with the request as JSON on
+standard input. Everything here is containment for a file that has been vetted already; a parser gets its
+limits before any library that reads the file is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARSERS: Mapping[str, str] = MappingProxyType(
         "onnx": "edgecompile.models.onnx_file:parse",
     }
 )
-"""Kind of file to `module:function`; the function takes its arguments and `out` by keyword, and returns None or JSON."""
+"""Kind of file to `module:function`, called with its arguments and `out` by keyword; returns None or JSON."""
 
 STATUS = "status.json"
 
@@ -72,7 +72,7 @@ def _parser(spec: str) -> Callable[..., Any]:
 
 
 def _confine(limits: Mapping[str, int], parent: int, writable: list[Path]) -> list[str]:
-    """Lower every limit, cut the network and writes elsewhere, die with the parent; what was not possible, as notes."""
+    """Lower limits, cut network and other writes, die with the parent; notes on what was not possible."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -94,7 +94,9 @@ def _confine(limits: Mapping[str, int], parent: int, writable: list[Path]) -> li
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (least, least))
+        # At the soft limit of processor time comes SIGXCPU, which the parent can name; at the hard one SIGKILL.
+        most = least + 1 if name == "RLIMIT_CPU" and hard == resource.RLIM_INFINITY else least
+        resource.setrlimit(kind, (least, most))
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Parse a foreign file in a child process with limits, a wall clock and no network, and take back plain files only."""
+"""Parse a foreign file in a child process: limits, a wall clock, no network, and plain files back."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from edgecompile.ingest.limits import ChildLimits
 from edgecompile.ingest.rules import text_safe
 
 _STATUS_BYTES = 4 << 20
+_UNUSED = "the file is not used"
 _FIELDS = frozenset({"rule", "where", "limit", "value", "how_to_allow", "reasons"})
 _KEPT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 
@@ -45,11 +46,12 @@ def parse_in_child(
     parsers: Mapping[str, str] = PARSERS,
     search: Sequence[Path] = (),
 ) -> Path:
-    """Run the parser of `kind` on `args` (JSON; `path` names the file) in a child; returns `out`, full of its files.
+    """Run the parser of `kind` on `args` (JSON; `path` names the file) in a child, and return `out`.
 
-    `out` must be missing or empty. Raises what the parser raised, if it is an `EdgeCompileError`; `InputError` when it
-    raised anything else, crashed, or met a limit; `Refused` when it left anything but plain files. `search` are
-    folders from which the parser may be imported besides edgecompile's own. `read_status(out)` has the rest.
+    `out` must be missing or empty. Raises what the parser raised, if it is an `EdgeCompileError`;
+    `InputError` when it raised anything else, crashed, or met a limit; `Refused` when it left anything but
+    plain files. `search` are folders from which the parser may be imported besides edgecompile's own.
+    `read_status(out)` has the rest.
     """
     if kind not in parsers:
         raise InputError(f"no parser for '{text_safe(kind)}'{errors.near(kind, parsers)}")
@@ -109,8 +111,8 @@ def _run(request: str, folder: Path, limits: ChildLimits, search: Sequence[Path]
         # Also after Ctrl-C, and for what the child may have started itself.
         _kill_group(child)
         code = child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
+        assert child.stdout is not None
+        child.stdout.close()
     return _Run(code, timed_out, tail.decode("utf-8", "replace"))
 
 
@@ -149,7 +151,7 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(work: Path, search: Sequence[Path]) -> dict[str, str]:
-    """A fresh environment: no secrets, no proxies, no start-up hooks; edgecompile is found where it is here."""
+    """A fresh environment: no secrets, proxies or start-up hooks; edgecompile is found where it is here."""
     roots = [
         str(Path(edgecompile.__file__).resolve().parent.parent),
         *(os.path.abspath(folder) for folder in search),
@@ -186,10 +188,10 @@ def _check_files(out: Path, where: str) -> None:
 def _outcome(out: Path, where: str, kind: str, run: _Run, limits: ChildLimits) -> Path:
     if run.timed_out:
         raise InputError(
-            f"{where}: parsing took longer than {limits.wall_s:.0f} s (stage: parse {kind}); the file is not used"
+            f"{where}: parsing took longer than {limits.wall_s:.0f} s (stage: parse {kind}); {_UNUSED}"
         )
     if run.code < 0:
-        raise InputError(f"{where}: {_died(-run.code, limits)} (stage: parse {kind}); the file is not used")
+        raise InputError(f"{where}: {_died(-run.code, limits)} (stage: parse {kind}); {_UNUSED}")
     status = _status(out, where, kind, run)
     if status["ok"] is True:
         return out
@@ -198,7 +200,7 @@ def _outcome(out: Path, where: str, kind: str, run: _Run, limits: ChildLimits) -
     if status.get("stage") == "memory":
         limit = (limits.memory_bytes or 0) / (1 << 30)
         raise InputError(
-            f"{where}: parsing needs more than {limit:.1f} GB of memory (stage: parse {kind}); the file is not used"
+            f"{where}: parsing needs more than {limit:.1f} GB of memory (stage: parse {kind}); {_UNUSED}"
         )
     raise InputError(f"{where}: the file could not be parsed: {text_safe(str(status.get('what')), 400)}")
 
@@ -233,7 +235,7 @@ def _status(out: Path, where: str, kind: str, run: _Run) -> dict[str, Any]:
 
 
 def _rebuilt(error: Mapping[str, Any]) -> EdgeCompileError:
-    """The child's error as the same class with the same text; only classes of edgecompile.errors can come back."""
+    """The child's error as the same class with the same text, if it is one of edgecompile.errors."""
     known = {k: v for k, v in vars(errors).items() if isinstance(v, type) and issubclass(v, EdgeCompileError)}
     kind = known.get(str(error.get("class")), InputError)
     rebuilt = kind.__new__(kind)

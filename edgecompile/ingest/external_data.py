@@ -1,7 +1,8 @@
 """The rule for external data of an ONNX file: which other files it may make us read.
 
-Both onnx and ONNX Runtime have let names through that leave the model's folder (CVE-2022-25882, 2024-27318, 2026-27489;
-ONNX Runtime follows hard links, both cut names at a NUL byte and read the model itself), so neither is the gate.
+Both onnx and ONNX Runtime have let names through that leave the model's folder (CVE-2022-25882, 2024-27318,
+2026-27489; ONNX Runtime follows hard links, both cut names at a NUL byte and read the model itself), so
+neither is the gate.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ExternalFiles:
         where = f"{self.gate.where} (tensor '{text_safe(tensor)}')"
         if unknown := sorted(set(entries) - _KEYS):
             raise InputError(
-                f"{where}: unknown external data key '{text_safe(unknown[0])}'; {_PLACE} (known: {', '.join(sorted(_KEYS))})"
+                f"{where}: unknown external data key '{text_safe(unknown[0])}'; {_PLACE}"
+                f" (known: {', '.join(sorted(_KEYS))})"
             )
         location = entries.get("location", "")
         if not _NAME.fullmatch(location) or location in (".", ".."):
@@ -49,7 +51,8 @@ class ExternalFiles:
         offset = self._number(entries, "offset", 0, where)
         length = self._number(entries, "length", needed, where)
         if offset < 0 or length < needed or offset + length > size:
-            value = f"external data of {needed:,} bytes at {offset:,}+{length:,} in '{location}' of {size:,} bytes"
+            span = f"{needed:,} bytes at {offset:,}+{length:,}"
+            value = f"external data of {span} in '{location}' of {size:,} bytes"
             self.gate.forbid(
                 "EC-IN-004", f"tensor '{text_safe(tensor)}'", "data within its file", value, _PLACE
             )
@@ -67,15 +70,13 @@ class ExternalFiles:
     def _size(self, location: str, where: str, tensor: str) -> int:
         if location in self.sizes:
             return self.sizes[location]
-        folder = os.open(self.gate.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            status = os.stat(location, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError as error:
+            # The model itself was opened, so the one question is what stands beside it under that name.
+            status = os.lstat(self.gate.path.parent / location)
+        except OSError as error:
             raise InputError(
                 f"{where}: external data file '{location}' is missing; put it beside the model"
             ) from error
-        finally:
-            os.close(folder)
         what = ""
         if not stat.S_ISREG(status.st_mode):
             what = "is a link, folder, pipe or device"

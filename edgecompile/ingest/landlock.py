@@ -1,7 +1,7 @@
 """Confine the writes of this process to some folders, with Linux's Landlock; reads stay as they are.
 
-A parser that has been taken over can then change nothing outside its own folder. Landlock needs Linux 5.13 and no
-rights; see `man 7 landlock`. The numbers of its system calls are the same on every architecture.
+A parser that has been taken over can then change nothing outside its own folder. Landlock needs Linux 5.13
+and no rights; see `man 7 landlock`. The numbers of its system calls are the same on every architecture.
 """
 
 from __future__ import annotations

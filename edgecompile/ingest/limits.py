@@ -24,7 +24,7 @@ class Limits:
     nodes: int = 200_000
     depth: int = 24
     elements: int = 1 << 34
-    """Elements that a file may declare, and that one tensor made by ConstantOfShape, Expand or Tile may have."""
+    """Elements that a file may declare, and that one tensor of ConstantOfShape, Expand or Tile may have."""
     loop_trips: int = 1_000_000
     name_length: int = 4096
     zip_members: int = 20_000
@@ -48,8 +48,9 @@ class Limits:
 class ChildLimits:
     """Bounds of the child process that parses a file; `None` is derived from the size of the file.
 
-    Importing torch alone maps several GB of address space without touching it, so `memory_bytes` is a bound on what
-    a hostile file can *add*: 8 GB and eight times the file, far below what would hurt the parent's machine for long.
+    Importing torch alone maps several GB of address space without touching it, so `memory_bytes` is a bound
+    on what a hostile file can *add*: 8 GB and eight times the file, far below what would hurt the parent's
+    machine for long.
     """
 
     wall_s: float | None = None
@@ -103,7 +104,7 @@ class Gate:
         return text_safe(str(self.path), 400)
 
     def refuse(self, rule: str, place: str, limit: str, value: str, how_to_allow: str) -> None:
-        """Refuse by a rule that trust lifts: raise `Refused`, or make a note when the user trusts the file."""
+        """Refuse by a rule that trust lifts: `Refused`, or a note when the user trusts the file."""
         if not self.trust:
             trusting = "if you trust its author, --trust-model allows it"
             self.forbid(rule, place, limit, value, f"{how_to_allow}; {trusting}")

@@ -1,4 +1,4 @@
-"""What follows from an ONNX graph's constants and functions: sizes of made tensors, trips of loops, expanded nodes."""
+"""What follows from an ONNX graph's constants and functions: sizes, trips of loops, expanded nodes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Walk protobuf messages in a file by position, without decoding what is not needed (raw tensor data is skipped).
+"""Walk protobuf messages in a file by position, without decoding what is not needed (raw data is skipped).
 
-Wire format: https://protobuf.dev/programming-guides/encoding. Groups, field 0 and overlong varints are faults here;
-a singular field that occurs twice is one too, where the caller says so (other parsers merge or overwrite it).
+Wire format: https://protobuf.dev/programming-guides/encoding. Groups, field 0 and overlong varints are faults
+here; a singular field that occurs twice is one too, where the caller says so (other parsers merge or
+overwrite it).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Walker:
     _base: int = field(default=0)
 
     def fields(self, span: Span) -> Iterable[tuple[int, int, int, int]]:
-        """Each field of the message in `span` as (number, wire type, value or start, end); end is 0 for varints."""
+        """Each field of the message as (number, wire type, value or start, end); end is 0 for varints."""
         if span.size <= _WINDOW:
             return self._all_fields(self.bytes(span.start, span.end), span.start)
         return self._streamed(span)
@@ -70,7 +71,7 @@ class Walker:
         return found
 
     def _streamed(self, span: Span) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of a large message: each is read by its head only, and by its whole where it is small."""
+        """The fields of a large message, of which only the heads are read."""
         at, end = span.start, span.end
         while at < end:
             head = self.bytes(at, min(at + 20, end))
@@ -108,9 +109,7 @@ class Walker:
         raise corrupt(self.source.where, "a number is too long")
 
     def bytes(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`, from memory where they are there."""
-        if end - start > _WINDOW:
-            return self.source.read(start, end - start)
+        """The bytes from `start` to `end`, at most 64 kB, from memory where they are there."""
         offset = start - self._base
         if offset < 0 or end - self._base > len(self._data):
             self._data = self.source.read(start, min(_WINDOW, self.source.size - start))
@@ -118,7 +117,7 @@ class Walker:
         return self._data[offset : offset + end - start]
 
     def numbers(self, wire: int, value: int, end: int, most: int) -> list[int]:
-        """At most `most` values of one occurrence of a repeated integer field, packed or single; signed 64-bit."""
+        """At most `most` values of one occurrence of a repeated integer field, packed or single; signed."""
         if wire == VARINT:
             return [signed(value)]
         data = self.bytes(value, min(end, value + 10 * most))

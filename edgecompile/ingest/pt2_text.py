@@ -1,7 +1,7 @@
-"""The few languages inside a .pt2 file that torch evaluates as Python, each read here as a small fixed grammar.
+"""The languages inside a .pt2 file that torch evaluates as Python, each read here as a small fixed grammar.
 
-Symbolic sizes go through `sympy.sympify`, guards through `exec`, operator names through `getattr` from the torch
-module, structures through `importlib`. Function names are those of `torch/_export/serde/serialize.py`
+Symbolic sizes go through `sympy.sympify`, guards through `exec`, operator names through `getattr` from the
+torch module, structures through `importlib`. Function names are those of `torch/_export/serde/serialize.py`
 (`sympy_functions`) and `torch/utils/_sympy/functions.py`, and the sympy classes that `srepr` writes.
 """
 
@@ -14,21 +14,30 @@ from itertools import pairwise
 
 from edgecompile.ingest.limits import Limits
 
-_FUNCTIONS = frozenset(
-    "Integer Rational Symbol Float Add Mul Pow Max Min Mod Abs floor ceiling Equality Unequality Eq Ne GreaterThan LessThan"
-    " StrictGreaterThan StrictLessThan Ge Le Gt Lt And Or Not Piecewise ExprCondPair ITE"
-    " FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow"
-    " FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat"
-    " Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_log2 OpaqueUnaryFn_cos"
-    " OpaqueUnaryFn_sin OpaqueUnaryFn_tanh BitwiseFn_bitwise_and BitwiseFn_bitwise_or".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTIONS = _words(
+    """
+    Integer Rational Symbol Float Add Mul Pow Max Min Mod Abs floor ceiling Equality Unequality Eq Ne
+    GreaterThan LessThan StrictGreaterThan StrictLessThan Ge Le Gt Lt And Or Not Piecewise ExprCondPair ITE
+    FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural
+    FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+    RoundDecimal ToFloat Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_log2
+    OpaqueUnaryFn_cos OpaqueUnaryFn_sin OpaqueUnaryFn_tanh BitwiseFn_bitwise_and BitwiseFn_bitwise_or
+    """
 )
-_GUARD_FUNCTIONS = frozenset(
-    "max min abs floor ceil int FloorDiv Mod PythonMod ModularIndexing Max Min CeilDiv PowByNatural IntTrueDiv"
-    " FloatTrueDiv ToFloat TruncToInt Eq Ne And Or Not".split()
+_GUARD_FUNCTIONS = _words(
+    """
+    max min abs floor ceil int FloorDiv Mod PythonMod ModularIndexing Max Min CeilDiv PowByNatural IntTrueDiv
+    FloatTrueDiv ToFloat TruncToInt Eq Ne And Or Not
+    """
 )
 _CONSTANTS = frozenset({"true", "false", "True", "False", "oo", "int_oo"})
-_ASSUMPTIONS = frozenset(
-    "positive negative nonnegative nonpositive nonzero zero integer real finite even odd precision evaluate".split()
+_ASSUMPTIONS = _words(
+    "positive negative nonnegative nonpositive nonzero zero integer real finite even odd precision evaluate"
 )
 _SYMBOL = re.compile(r"(?:s|u|zf|zuf|ps)\d{1,6}")
 _TOKEN = re.compile(
@@ -40,19 +49,23 @@ _SIZE_OF = re.compile(
     r"(?:\.(?:size|stride)\(\)\[\d{1,3}\]|\.storage_offset\(\)|)",
     re.ASCII,
 )
-_OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(_?[A-Za-z]\w*|__(?:and|or|xor|lshift|rshift)__)(\.[A-Za-z]\w*)?", re.ASCII)
-_NAMESPACES = frozenset("aten prims quantized_decomposed torchao torchvision edgecompile".split())
-_HIGHER_ORDER = frozenset(
-    "cond while_loop scan map_impl associative_scan wrap_with_set_grad_enabled wrap_with_autocast".split()
+_OPERATOR = re.compile(
+    r"torch\.ops\.(\w+)\.(_?[A-Za-z]\w*|__(?:and|or|xor|lshift|rshift)__)(\.[A-Za-z]\w*)?", re.ASCII
+)
+_NAMESPACES = _words("aten prims quantized_decomposed torchao torchvision edgecompile")
+_HIGHER_ORDER = _words(
+    "cond while_loop scan map_impl associative_scan wrap_with_set_grad_enabled wrap_with_autocast"
 )
 _FILE_OPERATORS = frozenset({"from_file"})
+_ON_SIZES = _words(
+    "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift getitem"
+)
 _SCALAR = frozenset(
-    {f"_operator.{name}" for name in
-     "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift getitem".split()}
-    | {f"torch.sym_{name}" for name in "not int float ite max min sqrt sum".split()}
-    | {f"math.{name}" for name in "trunc ceil floor sqrt".split()}
+    {f"_operator.{name}" for name in _ON_SIZES}
+    | {f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt", "sum")}
+    | {f"math.{name}" for name in ("trunc", "ceil", "floor", "sqrt")}
     | {"torch._sym_sqrt"}
-)  # fmt: skip
+)
 _STRUCTURES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _KEY = re.compile(r"[\w ./:-]{1,200}", re.ASCII)
 

@@ -15,7 +15,7 @@ from edgecompile.ingest.rules import corrupt, text_safe
 
 @dataclass(frozen=True)
 class Source:
-    """An open file; reads are by position (`pread`), so a file that shrinks meanwhile is an error, not a signal."""
+    """An open file, read by position: when it shrinks meanwhile, an error (a map would raise SIGBUS)."""
 
     descriptor: int
     size: int

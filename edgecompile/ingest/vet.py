@@ -1,4 +1,4 @@
-"""Decide what a foreign file is, by its content, and vet it: without torch, onnx or numpy, in about a second."""
+"""Decide what a foreign file is, by its content, and vet it: without torch, onnx or numpy, in a second."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _FOREIGN = {
 def vet(path: Path, limits: Limits = Limits(), trust: bool = False) -> Vetted:  # noqa: B008
     """Vet a model, weights or array file; what passes may be parsed in the child (`parse_in_child`).
 
-    Raises `InputError` (exit 2) for what is damaged or unknown and `Refused` (exit 8, with a rule of `RULES`) for what
-    could harm. `trust` lifts the rules about pickles and code in torch files, and says so in `notes`; it lifts no
-    limit and nothing about paths.
+    Raises `InputError` (exit 2) for what is damaged or unknown and `Refused` (exit 8, with a rule of `RULES`)
+    for what could harm. `trust` lifts the rules about pickles and code in torch files, and says so in
+    `notes`; it lifts no limit and nothing about paths.
     """
     gate = Gate(path, limits, trust)
     with opened(path) as source:

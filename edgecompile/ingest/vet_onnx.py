@@ -1,7 +1,7 @@
 """Vet an ONNX file on its bytes: nesting, node count, declared sizes, external data, duplicate names.
 
-Field numbers are those of onnx/onnx.proto. Nothing is executed or built; what the operators mean is left to the
-importer, and loops whose trip count is computed are left to the child's wall clock.
+Field numbers are those of onnx/onnx.proto. Nothing is executed or built; what the operators mean is left to
+the importer, and loops whose trip count is computed are left to the child's wall clock.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def is_program_archive(inner: frozenset[str]) -> bool:
 def vet_torch_zip(
     source: Source, members: Mapping[str, Member], root: str, gate: Gate, place: str = ""
 ) -> Vetted:
-    """Vet an archive with `data.pkl`; its storages are counted, shapes are left to the child (views may be larger).
+    """Vet an archive with `data.pkl`; storages are counted, shapes left to the child (views may be larger).
 
     `place` names the member when the archive lies within another one.
     """

@@ -1,8 +1,9 @@
 """Vet a `.pt2` archive of `torch.export.save`: every route by which loading it would run code is closed here.
 
-Five were seen to fire with torch 2.13: pickled sample inputs, `use_pickle` weights, symbolic sizes (`sympify`),
-structures that name an enum (`importlib`), and guards (`exec`, when the program is unlifted). Names that torch writes into
-generated code, and operators that it looks up in its own module, are checked for the same reason.
+Five were seen to fire with torch 2.13: pickled sample inputs, `use_pickle` weights, symbolic sizes
+(`sympify`), structures that name an enum (`importlib`), and guards (`exec`, when the program is unlifted).
+Names that torch writes into generated code, and operators that it looks up in its own module, are checked for
+the same reason.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from edgecompile.ingest.limits import Gate, Vetted
 from edgecompile.ingest.pt2_text import guard_fault, operator_fault, structure_fault, symbolic_fault
 from edgecompile.ingest.rules import corrupt, text_safe
 from edgecompile.ingest.source import Source
-from edgecompile.ingest.vet_pickle import scan
 from edgecompile.ingest.vet_pt import root_of, vet_embedded, vet_torch_zip
 from edgecompile.ingest.vet_zip import Member, content
 from edgecompile.ingest.vet_zip import members as zip_members
@@ -39,9 +39,9 @@ _CUSTOM = re.compile(r"data/constants/(custom_obj|opaque_obj)_.*")
 _IDENTIFIER = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*)?")
 _DOTTED = re.compile(r"[^\x00-\x1f\x7f\"'\\{}]*")
 _DOTTED_KEYS = frozenset(
-    "fqn parameter_name buffer_name tensor_constant_name user_input_name path_name".split()
+    {"fqn", "parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "path_name"}
 )
-_VALUE_TABLES = frozenset("tensor_values sym_int_values sym_bool_values sym_float_values".split())
+_VALUE_TABLES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"})
 
 
 def is_pt2(inner: frozenset[str]) -> bool:
@@ -118,12 +118,20 @@ def _check_config(config: Any, name: str, gate: Gate) -> None:
             value = f"'{text_safe(weight)}' kept in '{text_safe(entry['path_name'])}'"
             gate.refuse("EC-IN-027", name, "tensors only", value, _REEXPORT)
         _check_name(weight, name, gate, _DOTTED)
-        sizes = (entry.get("tensor_meta") or {}).get("sizes", ())
-        elements = 1
-        for size in sizes if isinstance(sizes, list) else ():
-            fixed = size.get("as_int") if isinstance(size, dict) else None
-            elements *= fixed if isinstance(fixed, int) else 1
-        gate.at_most("EC-IN-007", f"elements in '{text_safe(weight)}'", "elements", elements, name)
+        gate.at_most("EC-IN-007", f"elements in '{text_safe(weight)}'", "elements", _elements(entry), name)
+
+
+def _elements(entry: dict[str, Any]) -> int:
+    """Elements of a weight, as far as its sizes are fixed numbers."""
+    match entry:
+        case {"tensor_meta": {"sizes": list(sizes)}}:
+            elements = 1
+            for size in sizes[:64]:
+                match size:
+                    case {"as_int": int(fixed)}:
+                        elements *= max(fixed, 0)
+            return elements
+    return 0
 
 
 def _check_model(model: Any, name: str, gate: Gate) -> None:
@@ -132,8 +140,8 @@ def _check_model(model: Any, name: str, gate: Gate) -> None:
         raise corrupt(f"{gate.where} ({text_safe(name)})", "no graph in it")
     for symbol in _mapping(model.get("range_constraints"), name, gate):
         _check_symbolic(symbol, name, gate)
-    for guard in model.get("guards_code") or ():
-        if fault := guard_fault(str(guard), gate.limits):
+    for guard in _listed(model.get("guards_code")):
+        if fault := guard_fault(_string(guard), gate.limits):
             value = f"guard with {text_safe(fault)}"
             gate.refuse("EC-IN-032", name, "comparisons of sizes", value, _REEXPORT)
     nodes = 0
@@ -157,17 +165,17 @@ def _check_object(value: dict[str, Any], depth: int, place: str, gate: Gate) -> 
             case "expr_str":
                 _check_symbolic(item, place, gate)
             case "target" | "as_operator":
-                if fault := operator_fault(str(item)):
-                    shown = f"{fault} '{text_safe(str(item))}'"
+                if fault := operator_fault(_string(item)):
+                    shown = f"{fault} '{text_safe(_string(item))}'"
                     gate.refuse("EC-IN-030", place, "tensor operators", shown, _REEXPORT)
             case "in_spec" | "out_spec":
-                if fault := structure_fault(str(item), gate.limits):
+                if fault := structure_fault(_string(item), gate.limits):
                     shown = f"structure with {text_safe(fault)}"
                     gate.refuse("EC-IN-031", place, "tuples, lists and dicts", shown, _REEXPORT)
             case "name" | "as_name":
                 _check_name(item, place, gate, _IDENTIFIER)
             case "forward_arg_names":
-                for argument in item or ():
+                for argument in _listed(item):
                     _check_name(argument, place, gate, _IDENTIFIER)
             case "as_custom_obj" | "custom_obj" | "custom_obj_values" if item:
                 gate.refuse("EC-IN-027", place, "tensors only", "a graph with custom objects", _REEXPORT)
@@ -183,16 +191,26 @@ def _check_object(value: dict[str, Any], depth: int, place: str, gate: Gate) -> 
 
 
 def _check_symbolic(text: object, place: str, gate: Gate) -> None:
-    if fault := symbolic_fault(str(text), gate.limits):
+    if fault := symbolic_fault(_string(text), gate.limits):
         value = f"symbolic size with {text_safe(fault)}"
         gate.refuse("EC-IN-028", place, "arithmetic on symbols", value, _REEXPORT)
 
 
 def _check_name(name: object, place: str, gate: Gate, pattern: re.Pattern[str]) -> None:
-    text = str(name)
+    text = _string(name)
     gate.at_most("EC-IN-009", "characters of a name", "name_length", len(text), place)
     if not pattern.fullmatch(text):
         gate.refuse("EC-IN-029", place, "identifiers", f"name '{text_safe(text)}'", _REEXPORT)
+
+
+def _string(value: object) -> str:
+    """The text that a field should hold; something that no grammar accepts when it holds anything else."""
+    return value if isinstance(value, str) else "" if value is None else "\0"
+
+
+def _listed(value: object) -> list[object]:
+    """The items of a field that should be a list; something that no grammar accepts when it is not."""
+    return value if isinstance(value, list) else [] if value is None else ["\0"]
 
 
 def _mapping(value: object, place: str, gate: Gate) -> dict[str, Any]:

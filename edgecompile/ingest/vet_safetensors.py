@@ -22,7 +22,7 @@ _BITS = {
 
 
 def vet_safetensors(source: Source, gate: Gate) -> Vetted:
-    """Vet a file that starts like safetensors; tensor names are checked for length only and never used as paths."""
+    """Vet a file that starts like safetensors; names are checked for length only and never used as paths."""
     length = int.from_bytes(source.read(0, 8), "little")
     gate.at_most("EC-IN-041", "bytes of header", "json_bytes", length)
     try:

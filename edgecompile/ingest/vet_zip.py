@@ -1,9 +1,9 @@
 """A strict reader of zip files: one that another reader cannot read differently.
 
-Python's `zipfile` and the C library inside torch find members in different ways (duplicate names, letter case,
-leading or hidden data), so what one has checked the other need not load. Here a file is refused unless its members
-follow each other from the first byte to the directory, and the local headers repeat what the directory says.
-Format: PKWARE APPNOTE 6.3.
+Python's `zipfile` and the C library inside torch find members in different ways (duplicate names, letter
+case, leading or hidden data), so what one has checked the other need not load. Here a file is refused unless
+its members follow each other from the first byte to the directory, and the local headers repeat what the
+directory says. Format: PKWARE APPNOTE 6.3.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ def _local(source: Source, gate: Gate, member: Member, offset: int, directory: i
 def _descriptor_size(source: Source, member: Member, at: int, directory: int) -> int:
     """Length of the data descriptor at `at`: four forms exist; the one that repeats the sizes is it."""
     data = source.read(at, min(24, directory - at))
+    forms = ("<L2L", "<L2Q") if max(member.stored, member.size) <= _MAX32 else ("<L2Q",)
     for mark in (b"PK\x07\x08", b""):
-        for form in ("<L2L", "<L2Q"):
-            if max(member.stored, member.size) <= _MAX32 or form == "<L2Q":
-                expected = mark + struct.pack(form, member.crc, member.stored, member.size)
-                if data.startswith(expected):
-                    return len(expected)
+        for form in forms:
+            expected = mark + struct.pack(form, member.crc, member.stored, member.size)
+            if data.startswith(expected):
+                return len(expected)
     raise corrupt(source.where, f"damaged zip member '{text_safe(member.name)}'")
 
 

@@ -18,10 +18,23 @@ from edgecompile.errors import InputError, Refused, Unsupported
 def good(out: Path, **args: Any) -> dict[str, Any]:
     """Write a file and say what was seen."""
     (out / "data.txt").write_text("here")
-    return {"args": args, "cwd": os.getcwd(), "env": dict(os.environ), "files": os.listdir("."), "torch": "torch" in sys.modules}
+    return {
+        "args": args,
+        "cwd": os.getcwd(),
+        "env": dict(os.environ),
+        "files": os.listdir("."),
+        "torch": "torch" in sys.modules,
+    }
 
 
 def sleep(out: Path) -> None:
+    time.sleep(600)
+
+
+def silent(out: Path) -> None:
+    """Close the output, so that only the clock can tell that the child is there."""
+    os.close(1)
+    os.close(2)
     time.sleep(600)
 
 
@@ -123,7 +136,8 @@ def huge_status(out: Path) -> None:
 
 def forged_error(out: Path) -> None:
     (out / "status.json").write_text(
-        '{"ok": false, "error": {"class": "SystemExit", "message": "bye\\u001b", "fields": {"__class__": "x"}}}'
+        '{"ok": false, "error": {"class": "SystemExit", "message": "bye\\u001b", "fields":'
+        ' {"__class__": "x"}}}'
     )
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Files made by the libraries themselves pass, whatever they are called, and vetting imports none of these libraries."""
+"""Files made by the libraries themselves pass, under any name, and vetting imports none of them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,22 @@ KINDS = {
 }
 
 
+def assert_ours(path: Path) -> None:
+    """Vetting passes, or raises one line of ours; any other exception is a failure."""
+    error = ""
+    try:
+        vet(path)
+    except (InputError, Refused) as caught:
+        error = str(caught)
+    assert error.isprintable()
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_valid_files_pass(valid: Mapping[str, bytes], tmp_path: Path, name: str) -> None:
     path = makers.write(tmp_path / name, valid[name])
-    start = time.perf_counter()
+    start = time.process_time()
     found = vet(path)
-    assert time.perf_counter() - start < 1
+    assert makers.in_a_second(start)
     assert (found.kind, found.files, found.trusted) == (KINDS[name], (path,), False)
     assert found.declared_bytes > 0
 
@@ -48,7 +58,10 @@ def test_the_content_decides_not_the_name(valid: Mapping[str, bytes], tmp_path: 
 
 
 def test_declared_bytes_are_those_of_the_tensors(valid: Mapping[str, bytes], tmp_path: Path) -> None:
-    assert vet(makers.write(tmp_path / "a.safetensors", valid["weights.safetensors"])).declared_bytes == 6 * 4 + 4 * 2
+    assert (
+        vet(makers.write(tmp_path / "a.safetensors", valid["weights.safetensors"])).declared_bytes
+        == 6 * 4 + 4 * 2
+    )
     assert vet(makers.write(tmp_path / "a.npy", valid["x.npy"])).declared_bytes == 6 * 4
     packed = vet(makers.write(tmp_path / "packed.npz", valid["packed.npz"]))
     assert packed.declared_bytes == 12000 * 4 + 999 * 8
@@ -77,7 +90,9 @@ def test_onnx_exported_by_torch(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCF_CI", "1")
-        program = torch.onnx.export(makers.Small().eval(), (torch.randn(2, 3, 8, 8),), dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            makers.Small().eval(), (torch.randn(2, 3, 8, 8),), dynamo=True, verbose=False
+        )
     assert program is not None
     program.save(str(path), external_data=True)
     assert len(vet(path).files) == 2
@@ -85,7 +100,9 @@ def test_onnx_exported_by_torch(tmp_path: Path) -> None:
 
 def test_other_domains_are_noted(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.example")
-    assert vet(makers.write(tmp_path / "m.onnx", makers.graph_of([node]))).notes == ("operators of com.example",)
+    assert vet(makers.write(tmp_path / "m.onnx", makers.graph_of([node]))).notes == (
+        "operators of com.example",
+    )
 
 
 def test_vetting_imports_no_library_and_little_memory(valid: Mapping[str, bytes], tmp_path: Path) -> None:
@@ -125,15 +142,60 @@ def test_damage_gives_an_error_of_ours_or_nothing(
         content[at] = data.draw(st.integers(0, 255), label="byte")
     kept = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), label="kept")
     path = makers.write(tmp_path / name, bytes(content[:kept]))
-    try:
-        vet(path)
-    except (InputError, Refused) as error:
-        assert "\n" not in str(error)
-        assert error.exit_code in (2, 8)
+    assert_ours(path)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_wrong_json_with_a_right_checksum(
+    valid: Mapping[str, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    """Any value of any JSON member may be anything."""
+    suffix = data.draw(st.sampled_from(["models/model.json", "model_weights_config.json"]))
+
+    def change(root: object) -> None:
+        for _ in range(data.draw(st.integers(1, 3))):
+            value = root
+            while isinstance(value, (dict, list)) and value:
+                keys = sorted(value) if isinstance(value, dict) else range(len(value))
+                key = data.draw(st.sampled_from(keys))
+                inner = value[key]  # type: ignore[index]
+                if not isinstance(inner, (dict, list)) or not inner or data.draw(st.integers(0, 5)) == 0:
+                    value[key] = data.draw(JUNK)  # type: ignore[index]
+                    break
+                value = inner
+
+    path = makers.write(tmp_path / "m.pt2", makers.edited(valid["two.pt2"], change, suffix))
+    assert_ours(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_wrong_pickles_with_a_right_checksum(
+    valid: Mapping[str, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    def change(content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(data.draw(st.integers(1, 5))):
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        return bytes(changed)
+
+    path = makers.write(tmp_path / "w.pt", makers.replaced(valid["weights.pt"], "data.pkl", change))
+    assert_ours(path)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=200), suffix=st.sampled_from([".onnx", ".pt", ".pt2", ".npy", ".npz", ".safetensors", ""]))
+@given(
+    content=st.binary(max_size=200),
+    suffix=st.sampled_from([".onnx", ".pt", ".pt2", ".npy", ".npz", ".safetensors", ""]),
+)
 def test_noise_is_an_input_error(tmp_path: Path, content: bytes, suffix: str) -> None:
     with pytest.raises((InputError, Refused)):
         vet(makers.write(tmp_path / f"noise{suffix}", content))
@@ -175,5 +237,5 @@ def test_numpy_agrees_on_what_is_an_array(tmp_path: Path) -> None:
         np.save(path, np.zeros((2, 0, 3) if dtype == "?" else (2, 3), dtype))
         assert vet(path).declared_bytes == np.load(path).nbytes
     np.save(tmp_path / "r.npy", np.zeros(2, [("a", "f4"), ("b", "i4")]))
-    with pytest.raises(InputError, match="dtype .* is not supported; save plain numbers"):
+    with pytest.raises(InputError, match=r"dtype .* is not supported; save plain numbers"):
         vet(tmp_path / "r.npy")

@@ -1,0 +1,102 @@
+"""`edgecompile build`: one flag for each field of BuildOptions, so that flags, keywords and TOML cannot drift apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgecompile.building.options import BuildOptions, options_from, read_toml
+from edgecompile.errors import SpecError
+
+if TYPE_CHECKING:
+    from edgecompile.report import Report
+
+CONFIG = "edgecompile.toml"
+
+
+def command() -> Callable[..., Any]:
+    """The verb, with a signature made from the fields of `BuildOptions`."""
+    parameters = [
+        _parameter("model", Annotated[str | None, typer.Argument(help="A name from `edgecompile list`, module:function, .pt2, .onnx or a folder.")], None),
+        *(_flag(f) for f in dataclasses.fields(BuildOptions)),
+        _parameter("config", Annotated[str | None, typer.Option("--config", help=f"A TOML file with a [build] table (default: {CONFIG} when there).")], None),
+        _parameter("dump", Annotated[str | None, typer.Option("--dump", help="Write the program after each pass into this folder.")], None),
+        _parameter("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Say what each pass did.")], False),
+        _parameter("json_", Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")], False),
+    ]  # fmt: skip
+
+    def run(**values: Any) -> int:
+        return _build(**values)
+
+    run.__doc__ = "Build MODEL for a target under its budgets; the report says what was measured."
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag(option: dataclasses.Field[Any]) -> inspect.Parameter:
+    """None means 'not given', so that the TOML file and the defaults can tell."""
+    kind = typing.get_type_hints(BuildOptions)[option.name]
+    shown = "" if option.default in (None, False, ()) else f" [default: {option.default}]"
+    flag = "--" + option.name.replace("_", "-")
+    text = option.metadata["help"] + shown
+    if typing.get_origin(kind) is tuple:
+        return _parameter(option.name, Annotated[list[str] | None, typer.Option(flag, help=text)], None)
+    if kind is bool:
+        return _parameter(option.name, Annotated[bool | None, typer.Option(flag, help=text)], None)
+    number = kind is int or int in typing.get_args(kind)
+    return _parameter(
+        option.name, Annotated[(int if number else str) | None, typer.Option(flag, help=text)], None
+    )  # type: ignore[valid-type]
+
+
+def _build(
+    model: str | None, config: str | None, dump: str | None, verbose: bool, json_: bool, **flags: Any
+) -> int:
+    from edgecompile.building.run import build
+    from edgecompile.cli.progress import Observers, progress
+
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v not in (None, [])}
+    name, options = resolve(model, given, config)
+    observers = Observers(Path(dump) if dump else None, verbose)
+    with progress() as tell:
+        report = build(name, options, progress=tell, observers=(observers,))
+    _print(report, Path(options.out), json_)
+    return report.exit_code
+
+
+def resolve(model: str | None, given: dict[str, Any], config: str | None) -> tuple[str, BuildOptions]:
+    """Flags over the TOML file over the defaults; the model and its options."""
+    path = Path(config) if config else Path(CONFIG)
+    table = read_toml(path) if config or path.is_file() else {}
+    name = model or table.get("model")
+    table.pop("model", None)
+    if not isinstance(name, str):
+        raise SpecError(f"build: no model: name one (edgecompile list shows them) or set model in {CONFIG}")
+    if table:
+        options_from(table, str(path))
+    return name, options_from({**table, **given}, "build")
+
+
+def _print(report: Report, out: Path, json_: bool) -> None:
+    if json_:
+        sys.stdout.write(report.to_json() + "\n")
+        return
+    from rich.console import Console
+
+    from edgecompile.report import render
+
+    render(report, Console(soft_wrap=False))
+    if not report.dry_run:
+        print(f"report    {out / 'report.html'}")

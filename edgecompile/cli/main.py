@@ -1,0 +1,107 @@
+"""The typer application, and what every verb ends in: an exit code, and one line when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from edgecompile import __version__, errors
+from edgecompile.cli import build, inspect, looks
+
+app = typer.Typer(
+    name="edgecompile",
+    help="Compile a trained model for an edge device under a latency budget, and prove that it holds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("build")(build.command())
+app.command("inspect")(inspect.inspect)
+app.command("explain")(looks.explain)
+app.command("list")(looks.list_)
+app.command("doctor")(looks.doctor)
+app.command("compare")(looks.compare)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgecompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+class Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that locks and staging folders are left in order."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code of the design."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+_ClickError = typer.BadParameter.__mro__[2]  # of click, which typer carries under a name of its own
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else errors.OK
+    except errors.EdgeCompileError as error:
+        return _say(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say(
+            "interrupted; the last good artifact is untouched, the same command goes on from here",
+            errors.INTERRUPTED,
+        )
+    except Terminated:
+        return _say(
+            "terminated; the last good artifact is untouched, the same command goes on from here",
+            errors.TERMINATED,
+        )
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that the flush at exit is quiet too
+        return errors.OK
+    except _ClickError as error:
+        return _usage(error)
+    except MemoryError:
+        return _say(
+            "out of memory: use a smaller model, batch or data set, or close other programs", errors.USAGE
+        )
+
+
+def _usage(error: BaseException) -> int:
+    """What typer says of a wrong command line, in one line with near spellings; the help where nothing was asked."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(getattr(error, "message", ""))
+        return errors.USAGE
+    text = str(getattr(error, "format_message", lambda: str(error))())
+    return _say(f"{text}; see --help", errors.USAGE)
+
+
+def _say(text: str, code: int) -> int:
+    """One line on standard error, control characters escaped."""
+    from edgecompile.ingest.rules import text_safe
+
+    print(f"edgecompile: {text_safe(' '.join(text.split()), 4000)}", file=sys.stderr)
+    return code
