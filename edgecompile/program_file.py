@@ -12,10 +12,12 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch._export.serde import serialize as serde
+from torch._export.serde import serialize
 
 from edgecompile.errors import InputError
 from edgecompile.program import Program, drop_dead, quiet_export, unlift
+
+_serde: Any = serialize  # untyped in torch
 
 FORMAT = 1
 _UNSTABLE = ("stack_trace", "from_node")  # absolute paths, object addresses
@@ -35,10 +37,10 @@ def save(program: Program, folder: Path) -> None:
     bare._constants = {name: nothing.detach() for name in exported.constants}
     bare._example_inputs = None
     with quiet_export():
-        graph = serde._dataclass_to_dict(serde.ExportedProgramSerializer().serialize(bare).exported_program)
+        graph = _serde._dataclass_to_dict(_serde.ExportedProgramSerializer().serialize(bare).exported_program)
     for node in graph["graph_module"]["graph"]["nodes"]:
         node["metadata"] = {k: v for k, v in node["metadata"].items() if k not in _UNSTABLE}
-    text = json.dumps(graph, cls=serde.EnumEncoder, sort_keys=True, allow_nan=False)
+    text = json.dumps(graph, cls=_serde.EnumEncoder, sort_keys=True, allow_nan=False)
     (folder / "graph.json").write_text(text, encoding="utf-8")
 
     state = {f"state:{k}": v for k, v in exported.state_dict.items()}
@@ -92,8 +94,8 @@ def load(folder: Path) -> Program:
         else:
             state[name] = nn.Parameter(value, value.is_floating_point()) if name in parameters else value
     with quiet_export():
-        exported = serde.ExportedProgramDeserializer().deserialize(
-            serde._dict_to_dataclass(serde.ExportedProgram, graph), state, constants, None
+        exported = _serde.ExportedProgramDeserializer().deserialize(
+            _serde._dict_to_dataclass(_serde.ExportedProgram, graph), state, constants, None
         )
     shapes = tuple({int(a): n for a, n in axes.items()} for axes in meta["dynamic_shapes"])
     program = Program(

@@ -69,8 +69,11 @@ class Target(ABC):
         return []
 
     @abstractmethod
-    def emit(self, program: Program, folder: Path) -> Artifact:
-        """Write the artifact into an existing, empty folder. Raises `TargetError` that says what to install or mend."""
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
+        """Write the artifact into an existing, empty folder, with `metadata` inside where the format has a place for it.
+
+        Raises `TargetError` that says what to install or mend. The same program and metadata give the same bytes.
+        """
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run | None:
         """The artifact in its runtime on this machine, None when there is no such runtime here."""

@@ -78,9 +78,7 @@ def _step(proto: NodeProto, opset: int, keeper: Keeper, reasons: list[str], take
         except Refusal as refusal:
             refused = str(refusal)
     domain = "" if proto.domain in _DOMAINS else proto.domain
-    node = Node(
-        name, proto.op_type, domain, opset, attributes, tuple(proto.input), tuple(proto.output), keeper
-    )
+    node = Node(name, proto.op_type, domain, opset, attributes, tuple(proto.input), tuple(proto.output), keeper)
     op = None if domain else OPS.get(proto.op_type)
     if domain:
         refused = f"operators of the domain '{domain}' are not known"

@@ -14,8 +14,8 @@ from torch import Tensor
 from edgecompile.errors import InputError
 from edgecompile.ingest.rules import text_safe
 from edgecompile.models._onnx_graph import OnnxModule
+from edgecompile.models._onnx_inputs import random_tensor
 from edgecompile.models._onnx_values import DTYPES
-from edgecompile.models.onnx_file import random_tensor
 from edgecompile.program import Program
 
 TOLERANCE = 1e-4
@@ -64,9 +64,7 @@ def import_check(
         with torch.no_grad():
             found = program(*given)
         errors = [_error(_numpy(a), b, rounds) for a, b in zip(found, wanted, strict=True)]
-        limit = max(
-            [tolerance, *(4e-3 if a.dtype == torch.float16 else 3e-2 for a in found if a.dtype in _COARSE)]
-        )
+        limit = max([tolerance, *(4e-3 if a.dtype == torch.float16 else 3e-2 for a in found if a.dtype in _COARSE)])
         if max(errors) > limit:
             where = _first_difference(path, model, module, feed, limit, rounds) if module is not None else ""
             raise InputError(
@@ -115,9 +113,7 @@ def _trials(
         )
     scalars = [i for i, t in enumerate(program.inputs) if t.numel() == 1 and not t.is_floating_point()]
     for value in _compared(model.graph)[:4] if scalars else ():
-        trials.append(
-            tuple(torch.full_like(t, value) if i in scalars else t for i, t in enumerate(trials[0]))
-        )
+        trials.append(tuple(torch.full_like(t, value) if i in scalars else t for i, t in enumerate(trials[0])))
     return trials
 
 

@@ -95,10 +95,7 @@ def scan(module: OnnxModule, step: Step, values: Sequence[Value], env: Env) -> S
         state = found[: len(state)]
         for row, value in zip(rows, found[len(state) :], strict=True):
             row.append(module.tensor(value))
-    stacked = [
-        torch.stack(r[::-1] if back else r, a)
-        for r, a, back in zip(rows, out_axes, out_backwards, strict=True)
-    ]
+    stacked = [torch.stack(r[::-1] if back else r, a) for r, a, back in zip(rows, out_axes, out_backwards, strict=True)]
     return [*state, *stacked]
 
 

@@ -122,7 +122,7 @@ class OnnxModule(nn.Module):
             found = on_sizes(step.node, values)
             if found is not None:
                 return found
-        if all(isinstance(v, Known) or v is None for v in values):
+        if op.when != "traced" and all(isinstance(v, Known) or v is None for v in values):
             return self._fold(step, op, values)
         if op.when == "known":
             raise Refusal("the size of its output depends on the data")
@@ -162,9 +162,7 @@ class OnnxModule(nn.Module):
             if left.dim() < 2 or weight.dim() != 2 or other.tensor.shape != weight.shape[1:]:
                 continue
             made = source.node.inputs[1]
-            matrix = self.folded(
-                made, lambda w: w.t().contiguous(), (Known(weight, made, weight=True),), False
-            )
+            matrix = self.folded(made, lambda w: w.t().contiguous(), (Known(weight, made, weight=True),), False)
             return F.linear(left, matrix, self.tensor(other))
         return None
 
@@ -178,9 +176,7 @@ class OnnxModule(nn.Module):
         try:
             return both_branches(self, step, self.tensor(condition), env)
         except Refusal as refusal:
-            raise Refusal(
-                f"{what} and {refusal}; fixing the input to one value leaves one branch"
-            ) from refusal
+            raise Refusal(f"{what} and {refusal}; fixing the input to one value leaves one branch") from refusal
 
     def _sources(self, name: str) -> list[str]:
         """The graph inputs that a value is computed from."""
@@ -201,15 +197,11 @@ class OnnxModule(nn.Module):
         ):
             return cached[1]
         with self._outside():
-            operands = [
-                v.tensor if isinstance(v, Known) and i not in op.raw else v for i, v in enumerate(values)
-            ]
+            operands = [v.tensor if isinstance(v, Known) and i not in op.raw else v for i, v in enumerate(values)]
             result = op.run(step.node, *operands)
         results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         stored = [v for v in values if isinstance(v, Known) and v.weight]
-        folded = tuple(
-            self._named(step, stored, r, o) for r, o in zip(results, step.node.outputs, strict=False)
-        )
+        folded = tuple(self._named(step, stored, r, o) for r, o in zip(results, step.node.outputs, strict=False))
         self._cache[step.path] = (list(values), folded)
         if step.node.op != "Constant":
             self.folded_nodes.add(step.node.name)

@@ -64,9 +64,7 @@ def gather(n: Node, x: Value, indices: Value) -> Tensor:
         where = indices.tensor
         if where.dim() == 0:
             return table.select(axis, indices.numbers()[0])
-        place = n.folded(
-            indices, lambda i: torch.where(i < 0, i + table.shape[axis], i).flatten(), buffer=True
-        )
+        place = n.folded(indices, lambda i: torch.where(i < 0, i + table.shape[axis], i).flatten(), buffer=True)
     else:
         where = n.tensor(indices)
         if isinstance(x, Known) and table.dim() == 2 and axis == 0 and table.is_floating_point():
@@ -90,8 +88,7 @@ def gather_nd(n: Node, x: Tensor, indices: Tensor) -> Tensor:
     """GatherND, with leading batch axes."""
     batch, depth = n.get("batch_dims", 0), int(indices.shape[-1])
     lead = [
-        torch.arange(x.shape[i]).reshape([-1 if j == i else 1 for j in range(indices.dim() - 1)])
-        for i in range(batch)
+        torch.arange(x.shape[i]).reshape([-1 if j == i else 1 for j in range(indices.dim() - 1)]) for i in range(batch)
     ]
     return x[(*lead, *(indices[..., i] for i in range(depth)))]
 

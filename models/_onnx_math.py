@@ -28,9 +28,7 @@ def clip(n: Node, x: Tensor, low: Value = None, high: Value = None) -> Tensor:
             least = most  # the specification: Min(max, Max(input, min))
         if (least, most) == (0, None) and x.is_floating_point():
             return F.relu(x)
-        return (
-            F.relu6(x) if (least, most) == (0, 6) and x.is_floating_point() else torch.clamp(x, least, most)
-        )
+        return F.relu6(x) if (least, most) == (0, 6) and x.is_floating_point() else torch.clamp(x, least, most)
     x = torch.maximum(x, n.tensor(low)) if low is not None else x
     return torch.minimum(x, n.tensor(high)) if high is not None else x
 
@@ -70,12 +68,7 @@ def divide(n: Node, a: Any, b: Any) -> Tensor:
 def power(n: Node, a: Any, b: Any) -> Tensor:
     """Pow: the result has the type of the base."""
     kind = a.dtype if isinstance(a, Tensor) else None
-    if (
-        isinstance(a, Tensor)
-        and isinstance(b, Tensor)
-        and not a.is_floating_point()
-        and b.is_floating_point()
-    ):
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and not a.is_floating_point() and b.is_floating_point():
         return torch.pow(a.to(b.dtype), b).to(a.dtype)
     result = torch.pow(a, b)
     return result.to(kind) if kind is not None and result.dtype != kind else result
@@ -124,12 +117,7 @@ def softmax(n: Node, x: Tensor) -> Tensor:
 
 def matmul(n: Node, a: Value, b: Value) -> Tensor:
     """MatMul; a stored matrix on the right makes it a linear layer, the weight transposed once at import."""
-    if (
-        isinstance(b, Known)
-        and b.tensor.dim() == 2
-        and b.tensor.is_floating_point()
-        and not isinstance(a, Known)
-    ):
+    if isinstance(b, Known) and b.tensor.dim() == 2 and b.tensor.is_floating_point() and not isinstance(a, Known):
         left = n.tensor(a)
         if left.dim() > 1:
             return F.linear(left, n.folded(b, lambda w: w.t().contiguous()))

@@ -26,9 +26,7 @@ def _spatial(x: Tensor) -> int:
     return axes
 
 
-def _pads(
-    n: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]
-) -> tuple[list[int], list[int]]:
+def _pads(n: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]) -> tuple[list[int], list[int]]:
     """What is padded before and after each spatial axis, `auto_pad` resolved."""
     axes = x.dim() - 2
     mode = n.get("auto_pad", "NOTSET")
@@ -70,11 +68,11 @@ def conv_transpose(n: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Te
     pads = n.get("pads", [0] * (2 * axes))
     before, after = list(pads[:axes]), list(pads[axes:])
     if shape is not None or mode.startswith("SAME"):
-        wanted = (
-            shape[-axes:] if shape is not None else [i * s for i, s in zip(x.shape[2:], stride, strict=True)]
-        )
+        wanted = shape[-axes:] if shape is not None else [i * s for i, s in zip(x.shape[2:], stride, strict=True)]
         for i in range(axes):
             full = stride[i] * (x.shape[2 + i] - 1) + extra[i] + (w.shape[2 + i] - 1) * dilation[i] + 1
+            if full < wanted[i] and shape is None:
+                raise Refusal("auto_pad with a kernel smaller than its stride (ONNX and ONNX Runtime differ)")
             total = max(full - wanted[i], 0)
             extra = [*extra[:i], extra[i] + max(wanted[i] - full, 0), *extra[i + 1 :]]
             before[i] = total // 2 if mode == "SAME_UPPER" else total - total // 2

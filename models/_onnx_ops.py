@@ -30,14 +30,14 @@ class Op:
 
     Operands in `raw` reach the function as they are (known, sizes or tensor), all others as tensors; known
     operands in `buffers` become buffers rather than parameters. `literal`: a known operand of one element is
-    a Python number. `when` says whether operands may be traced, or must all be known at import.
+    a Python number. `when`: operands must all be known, or (`traced`) the result is never folded.
     """
 
     run: Callable[..., Any]
     raw: tuple[int, ...] = ()
     buffers: tuple[int, ...] = ()
     literal: bool = False
-    when: Literal["any", "known"] = "any"
+    when: Literal["any", "known", "traced"] = "any"
 
 
 CONTROL = ("If", "Loop", "Scan")
@@ -74,7 +74,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
         "ConvTranspose": Op(nn.conv_transpose),
         "CumSum": Op(r.cumsum, raw=(1,)),
         "DepthToSpace": Op(s.depth_to_space),
-        "DequantizeLinear": Op(q.dequantize, raw=(0, 1, 2)),
+        "DequantizeLinear": Op(q.dequantize, raw=(0, 1, 2), when="traced"),
         "Dropout": Op(s.dropout, raw=(1, 2)),
         "DynamicQuantizeLinear": Op(q.dynamic_quantize),
         "Einsum": Op(m.einsum),

@@ -57,12 +57,7 @@ def dequantize(n: Node, x: Value, scale: Value, zero: Value = None) -> Tensor:
     axis, block = n.get("axis", 1), n.get("block_size", 0)
     wanted = n.get("output_dtype") or 0
     single = isinstance(scale, Known) and scale.tensor.dtype == torch.float32 and wanted in (0, 1)
-    if (
-        q.dtype in (*_PLAIN, torch.int32)
-        and single
-        and not block
-        and (zero is None or isinstance(zero, Known))
-    ):
+    if q.dtype in (*_PLAIN, torch.int32) and single and not block and (zero is None or isinstance(zero, Known)):
         each, channels = decomposed.dequantize_per_tensor, decomposed.dequantize_per_channel
         return _plain(n, each, channels, q, scale, zero, axis, q.dtype)
     s = _aligned(n.tensor(scale), q, axis, block)
@@ -116,9 +111,7 @@ def _centred(x: Tensor, zero: Tensor | None, rows: bool = False) -> Tensor:
     return x.double() - (zero.double().unsqueeze(-1) if rows else zero.double())
 
 
-def matmul_integer(
-    n: Node, a: Tensor, b: Tensor, az: Tensor | None = None, bz: Tensor | None = None
-) -> Tensor:
+def matmul_integer(n: Node, a: Tensor, b: Tensor, az: Tensor | None = None, bz: Tensor | None = None) -> Tensor:
     """MatMulInteger: exact, in doubles."""
     return torch.matmul(_centred(a, az, rows=True), _centred(b, bz)).to(torch.int32)
 

@@ -17,9 +17,7 @@ _TORCH_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def resize(n: Node, x: Tensor, *operands: Value) -> Tensor:
     """Resize (and Upsample) along any axes; crops by region of interest and antialiasing are refused."""
     mode, how, scales, target = _options(n, x, operands)
-    axes = [
-        i for i, (s, t) in enumerate(zip(x.shape, target, strict=True)) if scales[i] != 1 or not _same(s, t)
-    ]
+    axes = [i for i, (s, t) in enumerate(zip(x.shape, target, strict=True)) if scales[i] != 1 or not _same(s, t)]
     if not axes:
         return x
     if any(not isinstance(v, int) for a in axes for v in (x.shape[a], target[a])):
@@ -34,9 +32,7 @@ def resize(n: Node, x: Tensor, *operands: Value) -> Tensor:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, int) == isinstance(b, int) and bool(
-        a == b
-    )  # a size against a symbol would fix the symbol
+    return isinstance(a, int) == isinstance(b, int) and bool(a == b)  # a size against a symbol would fix the symbol
 
 
 def _options(n: Node, x: Tensor, operands: tuple[Value, ...]) -> tuple[str, str, list[float], list[Any]]:
@@ -163,9 +159,7 @@ def _along(n: Node, x: Tensor, axis: int, out: int, scale: float, mode: str, how
             place = min(max(place, 0.0), size - 1.0)
         base = math.floor(place)
         t = place - base
-        taps, first = (
-            ([1 - t, t], base) if mode == "linear" else (_cubic(t, n.get("cubic_coeff_a", -0.75)), base - 1)
-        )
+        taps, first = ([1 - t, t], base) if mode == "linear" else (_cubic(t, n.get("cubic_coeff_a", -0.75)), base - 1)
         outside = bool(n.get("exclude_outside", 0)) and mode == "cubic"
         taps = [0.0 if outside and not 0 <= first + j < size else w for j, w in enumerate(taps)]
         total = sum(taps) if outside else 1.0

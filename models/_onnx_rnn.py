@@ -42,9 +42,7 @@ def recurrent(
     match n.op:
         case "LSTM":
             cell = start if c0 is None else c0
-            y, *state = torch.lstm(
-                x, [h0, cell], weights, b is not None, 1, 0.0, False, directions == 2, False
-            )
+            y, *state = torch.lstm(x, [h0, cell], weights, b is not None, 1, 0.0, False, directions == 2, False)
         case "GRU" if n.get("linear_before_reset", 0):
             y, *state = torch.gru(x, h0, weights, b is not None, 1, 0.0, False, directions == 2, False)
         case "GRU":
@@ -116,9 +114,7 @@ def _gru(x: Tensor, h0: Tensor, weights: Sequence[Tensor], biased: bool) -> tupl
             gx = torch.nn.functional.linear(x[t], w, wb)
             gh = torch.nn.functional.linear(h, r[: 2 * hidden], None if rb is None else rb[: 2 * hidden])
             reset, update = torch.sigmoid(gx[:, : 2 * hidden] + gh).chunk(2, 1)
-            tail = torch.nn.functional.linear(
-                reset * h, r[2 * hidden :], None if rb is None else rb[2 * hidden :]
-            )
+            tail = torch.nn.functional.linear(reset * h, r[2 * hidden :], None if rb is None else rb[2 * hidden :])
             h = (1 - update) * torch.tanh(gx[:, 2 * hidden :] + tail) + update * h
             outs.append(h)
         ys.append(torch.stack(outs[::-1] if d else outs))

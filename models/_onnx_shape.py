@@ -89,9 +89,7 @@ def pad(n: Node, x: Tensor, pads: Value = None, value: Value = None, axes: Value
         return F.pad(x, flat, value=float(fill) if x.is_floating_point() else int(fill))
     if min(flat) >= 0 and x.is_floating_point() and x.dim() in (3, 4, 5) and len(flat) <= 2 * (x.dim() - 2):
         name = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode]
-        fits = all(
-            before[a] < x.shape[a] and after[a] < x.shape[a] for a in range(x.dim()) if before[a] or after[a]
-        )
+        fits = all(before[a] < x.shape[a] and after[a] < x.shape[a] for a in range(x.dim()) if before[a] or after[a])
         if fits and mode != "wrap":
             return F.pad(x, flat, mode=name)
     for axis in range(x.dim()):

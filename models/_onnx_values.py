@@ -131,9 +131,7 @@ def to_tensor(proto: TensorProto) -> Tensor:
         array = onnx.numpy_helper.to_array(proto)
         return torch.from_numpy(array.astype(np.int8 if proto.data_type == TensorProto.INT4 else np.uint8))
     if proto.data_type not in DTYPES:
-        raise Refusal(
-            f"element type {TensorProto.DataType.Name(proto.data_type)} of '{proto.name}' is not supported"
-        )
+        raise Refusal(f"element type {TensorProto.DataType.Name(proto.data_type)} of '{proto.name}' is not supported")
     array = onnx.numpy_helper.to_array(proto)
     return from_array(array)
 

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompile.errors import InputError, Unsupported, near
+from edgecompile.errors import InputError, Unsupported
 from edgecompile.ingest.rules import text_safe
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
     from torch import Tensor
 
     from edgecompile.models._onnx_graph import OnnxModule
+    from edgecompile.models._onnx_inputs import Input
     from edgecompile.program import Program
 
 EXAMPLE_BATCH = 2
 """Example size of a dynamic batch: torch.export silently fixes one of 1."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One graph input: its ONNX element type and its sizes, open ones by their symbol (`""` when unnamed)."""
-
-    name: str
-    element: int
-    sizes: tuple[int | str, ...]
-
-    @property
-    def open(self) -> bool:
-        """True when the first axis may take any size."""
-        return bool(self.sizes) and isinstance(self.sizes[0], str)
-
-    def __str__(self) -> str:
-        sizes = ", ".join(text_safe(str(size)) if size != "" else "?" for size in self.sizes)
-        return f"'{text_safe(self.name)}' [{sizes}]"
 
 
 def parse(
@@ -159,137 +142,57 @@ def imported(
     fixed: Mapping[str, float] | None = None,
 ) -> tuple[Program, OnnxModule]:
     """The captured program and the module that it was captured from; not yet compared with ONNX Runtime."""
-    from edgecompile.models._onnx_graph import OnnxModule
-    from edgecompile.models._onnx_values import Refusal
-    from edgecompile.program import Program
+    from edgecompile.models._onnx_inputs import batch_is_first, check_given, graph_inputs, held_constant
 
     every = graph_inputs(path, model)
-    held = _fixed(path, every, fixed or {})
+    held = held_constant(path, every, fixed or {})
     free = [i for i in every if i.name not in held]
     if not free:
         raise InputError(f"{path}: the model has no inputs left to run on")
-    _check_given(path, free, sizes)
-    dynamic = all(i.open for i in free)
+    check_given(path, free, sizes)
 
-    def module_for(batch: int | None) -> tuple[OnnxModule, dict[str, Tensor]]:
-        shapes = _shapes(path, free, sizes, batch)
-        examples = {i.name: random_tensor(i.element, shapes[i.name], seed + k) for k, i in enumerate(free)}
-        module = OnnxModule(model.graph, opset, held)
-        if reasons := module.prepare(examples):
-            raise Unsupported(path, reasons)
-        named = {own: examples[name] for own, name in module.names.items()}
-        return module, named
+    def captured(batch: int | None) -> tuple[Program, OnnxModule]:
+        return _captured(path, model.graph, opset, free, held, sizes, batch, seed)
 
+    if not batch_is_first(free):
+        return captured(None)
     try:
-        module, examples = module_for(EXAMPLE_BATCH if dynamic else None)
-        program = Program.capture(module, examples, dynamic_batch=dynamic)
-        if dynamic and program.batch is not None:
-            note = program.notes
-            module, examples = module_for(None)
-            program = replace(Program.capture(module, examples, dynamic_batch=False), notes=note)
+        program, module = captured(EXAMPLE_BATCH)
+        if program.batch is None:
+            return program, module
+        notes = program.notes
+    except Unsupported as refusal:
+        notes = (f"static batch: the model does not import with a dynamic one ({refusal.reasons[0]})",)
+    program, module = captured(None)
+    return replace(program, notes=notes), module
+
+
+def _captured(
+    path: str,
+    graph: GraphProto,
+    opset: int,
+    inputs: Sequence[Input],
+    held: Mapping[str, Tensor],
+    sizes: Mapping[str, Sequence[int] | None],
+    batch: int | None,
+    seed: int,
+) -> tuple[Program, OnnxModule]:
+    """Capture with `batch` as the example of a dynamic one, or static; `Unsupported` lists every node refused."""
+    from edgecompile.models._onnx_graph import OnnxModule
+    from edgecompile.models._onnx_inputs import random_tensor, shapes_for
+    from edgecompile.models._onnx_values import Refusal
+    from edgecompile.program import Program
+
+    shapes = shapes_for(path, inputs, sizes, batch)
+    examples = {i.name: random_tensor(i.element, shapes[i.name], seed + k) for k, i in enumerate(inputs)}
+    module = OnnxModule(graph, opset, held)
+    if reasons := module.prepare(examples):
+        raise Unsupported(path, reasons)
+    named = {own: examples[name] for own, name in module.names.items()}
+    try:
+        return Program.capture(module, named, dynamic_batch=batch is not None), module
     except Refusal as refusal:
         raise Unsupported(path, [str(refusal)]) from refusal
-    return program, module
-
-
-def graph_inputs(path: str, model: ModelProto) -> list[Input]:
-    """The inputs that a caller gives; `Unsupported` lists those that are no tensors of a known type."""
-    from edgecompile.models._onnx_values import DTYPES
-
-    stored = {i.name for i in model.graph.initializer}
-    found, reasons = [], []
-    for value in model.graph.input:
-        if value.name in stored:
-            continue
-        tensor = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or tensor.elem_type not in DTYPES:
-            reasons.append(f"input '{text_safe(value.name)}': not a tensor of a supported element type")
-        elif not tensor.HasField("shape"):
-            reasons.append(f"input '{text_safe(value.name)}': the file does not say how many axes it has")
-        else:
-            sizes = tuple(d.dim_value if d.dim_value > 0 else d.dim_param for d in tensor.shape.dim)
-            found.append(Input(value.name, tensor.elem_type, sizes))
-    if reasons:
-        raise Unsupported(path, reasons)
-    return found
-
-
-def _fixed(path: str, inputs: Sequence[Input], fixed: Mapping[str, float]) -> dict[str, Tensor]:
-    import torch
-
-    from edgecompile.models._onnx_values import DTYPES
-
-    by_name = {i.name: i for i in inputs}
-    held = {}
-    for name, value in fixed.items():
-        if name not in by_name:
-            raise InputError(f"{path}: no input '{text_safe(name)}' to fix{near(name, by_name)}")
-        if any(isinstance(s, str) for s in by_name[name].sizes):
-            raise InputError(f"{path}: input {by_name[name]} cannot be fixed: its sizes are open")
-        shape = [int(size) for size in by_name[name].sizes]
-        held[name] = torch.full(shape, value, dtype=DTYPES[by_name[name].element])
-    return held
-
-
-def _check_given(path: str, inputs: Sequence[Input], given: Mapping[str, Sequence[int] | None]) -> None:
-    by_name = {i.name: i for i in inputs}
-    for name, sizes in given.items():
-        if name not in by_name:
-            raise InputError(f"{path}: no input '{text_safe(name)}'{near(name, by_name)}")
-        own = by_name[name]
-        if sizes is None:
-            continue
-        shown = "x".join(map(str, sizes))
-        fits = len(sizes) == len(own.sizes) and all(
-            isinstance(o, str) or o == s for o, s in zip(own.sizes, sizes, strict=True)
-        )
-        if not fits or any(s < 1 for s in sizes):
-            raise InputError(f"{path}: input {own} cannot have the sizes {shown}")
-
-
-def _shapes(
-    path: str, inputs: Sequence[Input], given: Mapping[str, Sequence[int] | None], batch: int | None
-) -> dict[str, list[int]]:
-    """Sizes for every input; `batch`, when given, for open first axes and all axes of the same symbol."""
-    batches = {i.sizes[0] for i in inputs if i.open} - {""}
-    shapes, missing = {}, []
-    for own in inputs:
-        sizes = given.get(own.name) or own.sizes
-        shape: list[Any] = []
-        for axis, (size, declared) in enumerate(zip(sizes, own.sizes, strict=True)):
-            is_batch = isinstance(declared, str) and (
-                axis == 0 or declared in batches or declared.lower() in _BATCHES
-            )
-            if is_batch and (batch is not None or isinstance(size, str)):
-                shape.append(batch or 1)
-            else:
-                shape.append(size)
-        if any(isinstance(s, str) for s in shape):
-            missing.append((own, "x".join(str(s) if isinstance(s, int) else "N" for s in shape)))
-        shapes[own.name] = shape
-    if missing:
-        what = "; ".join(str(own) for own, _ in missing)
-        flags = " ".join(f"--input {text_safe(own.name)}={shape}" for own, shape in missing)
-        raise InputError(f"{path}: sizes that the file leaves open: {what}; give numbers for N: {flags}")
-    return shapes
-
-
-_BATCHES = ("batch", "batch_size", "batchsize", "n", "b", "none")
-"""Symbols that mean a batch on whichever axis they stand."""
-
-
-def random_tensor(element: int, shape: Sequence[int], seed: int, kind: str = "normal") -> Tensor:
-    """A random input: normal or uniform floats, small integers, fair bits."""
-    import torch
-
-    from edgecompile.models._onnx_values import DTYPES
-
-    generator = torch.Generator().manual_seed(seed)
-    dtype = DTYPES[element]
-    if dtype.is_floating_point:
-        make = torch.randn if kind == "normal" else torch.rand
-        return make(list(shape), generator=generator).to(dtype)
-    return torch.randint(0, 2 if dtype == torch.bool else 4, list(shape), generator=generator).to(dtype)
 
 
 def _line(error: BaseException) -> str:

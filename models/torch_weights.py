@@ -38,9 +38,7 @@ def parse(path: str, out: Path, trust: bool = False) -> dict[str, Any]:
     _check_sizes(path, {name: value.numel() * value.element_size() for name, value in tensors.items()})
     names = {f"{index:06d}": name for index, name in enumerate(tensors)}
     # clone: safetensors refuses tensors that share memory, and tied weights do
-    save_file(
-        {key: tensors[name].detach().contiguous().clone() for key, name in names.items()}, out / WEIGHTS
-    )
+    save_file({key: tensors[name].detach().contiguous().clone() for key, name in names.items()}, out / WEIGHTS)
     (out / NAMES).write_text(json.dumps(names), encoding="utf-8")
     return {"notes": notes}
 

@@ -56,7 +56,7 @@ class Onnx(Target):
                     reasons[node.name] = f"{layer(node)}: {op_name(node)} ({node.name}) has no ONNX form"
         return list(reasons.values())
 
-    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str] | None = None) -> Artifact:
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write `model.onnx`; the same program gives the same bytes."""
         import onnx
 
@@ -74,7 +74,7 @@ class Onnx(Target):
         _onnx_graph.pool_globally(model)
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
-        _onnx_graph.tidy(model, metadata or {})
+        _onnx_graph.tidy(model, metadata)
         path = folder / "model.onnx"
         if model.ByteSize() > _EXTERNAL_BYTES:
             onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", all_tensors_to_one_file=True)

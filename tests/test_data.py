@@ -57,7 +57,8 @@ def test_passes_repeat_and_take_is_a_prefix(count: int, batch: int, first: int) 
     assert all(size == batch for size in sizes[:-1])
     assert sum(sizes) == data.samples == count
     part = data.take(first)
-    (some,), _ = joined(part)
+    (some,), parts = joined(part)
+    assert 0 not in parts
     assert torch.equal(some, x[:first])
     assert part.samples == min(first, count)
     assert torch.equal(torch.cat([b.targets for b in part if b.targets is not None]), torch.arange(len(some)))

@@ -129,6 +129,7 @@ def test_hugging_face_folders_prepare_as_transformers_does(kind: str, tmp_path: 
         ({"do_pad": True}, "do_pad is not supported: say how pictures are prepared with --image"),
         ({"size": {"longest_edge": 3}}, "size.longest_edge gives pictures of many shapes"),
         ({"size": "big"}, "size 'big' is not understood: say how"),
+        ({"size": 8, "image_mean": [1, 2], "image_std": [1, 1]}, "mean has 2 values for 3 channels"),
         ({"size": 8, "resample": 9}, "say how pictures are prepared with --image"),
         ([], "holds a list where an object is expected"),
     ],
@@ -199,6 +200,12 @@ def test_bad_pictures(name: str, data: bytes, message: str, tmp_path: Path, prog
     assert message in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_formats_that_nobody_photographs_in_are_not_decoded(tmp_path: Path) -> None:
+    pillow.new("RGB", (9, 9)).save(tmp_path / "p.png", format="PCX")
+    with pytest.raises(InputError, match=r"p\.png: not a picture that can be decoded"):
+        read_image(tmp_path / "p.png", SMALL)
 
 
 def test_a_truncated_jpeg(tmp_path: Path) -> None:

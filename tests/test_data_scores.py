@@ -76,7 +76,7 @@ def test_snr_is_the_ratio_of_powers(seed: int, wanted_db: float) -> None:
 def test_nan_never_helps() -> None:
     theirs = random_outputs(0, (4, 6))
     broken = theirs[0][0].copy()
-    broken[1, 2] = np.nan
+    broken[1, theirs[0][0][1].argmax()] = np.nan  # where the right class is
     for metric, known in (("agreement", NOTHING), ("cosine", NOTHING)):
         scored = score_outputs(Score(metric), [(broken,)], theirs, known)
         assert scored.per_sample is not None

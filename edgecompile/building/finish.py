@@ -47,6 +47,7 @@ def finish(
     program: Program,
     steps: Sequence[Step],
     text: str,
+    chosen: str,
     why: str,
     evaluate: Dataset | None,
 ) -> Report:
@@ -98,7 +99,7 @@ def finish(
         budgets=budgets,
         steps=tuple(_row(step) for step in steps),
         verify=verify,
-        decisions=_decisions(shop, text, why),
+        decisions=_decisions(shop, chosen, why),
         notes=(*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)),
         preprocessing=teacher.preprocessing,
         golden=job.options.golden,
@@ -190,9 +191,10 @@ def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> 
         return None
     limit = job.budgets.drop_pp
     certified = drop.certifies(limit) if limit is not None else None
-    low, high = (best.percent - drop.high, best.percent - drop.low) if drop.low == drop.low else (None, None)
+    low, high = best.percent - drop.high, min(best.percent - drop.low, 100.0)
+    unknown = drop.low != drop.low  # a user's score has no interval
     return Score(
-        scored.metric, best.percent, scored.percent, low, high, certified, "measured", scored.samples,
+        scored.metric, best.percent, scored.percent, None if unknown else low, None if unknown else high, certified, "measured", scored.samples,
         evaluate.independent if evaluate is not None else "",
     )  # fmt: skip
 
@@ -247,9 +249,9 @@ def _rounds(samples: Mapping[str, Samples]) -> Rounds | None:
     return Rounds(medians["teacher"], medians["artifact"])
 
 
-def _decisions(shop: Workshop, text: str, why: str) -> tuple[Decision, ...]:
+def _decisions(shop: Workshop, chosen: str, why: str) -> tuple[Decision, ...]:
     made = tuple(Decision(k, v, "measured on this machine") for k, v in sorted(shop.decisions.items()))
-    return (Decision("pipeline", text, why), *made)
+    return (Decision("pipeline", chosen, why), *made)
 
 
 def _data_notes(evaluate: Dataset | None) -> tuple[str, ...]:

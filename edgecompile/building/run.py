@@ -110,7 +110,8 @@ def _run(
         _data(options.calib, teacher.calib, teacher, options),
         _data(options.eval, teacher.evaluate, teacher, options, labels=True),
     )
-    passes, why = choose(job, teacher, calib)
+    recorded = _recorded(options.decisions)
+    passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
     reasons = job.target.refuse(teacher.program)
     if reasons:
@@ -130,7 +131,7 @@ def _run(
         job.target, cache, options.batch if teacher.program.batch is None else teacher.program.batch, job.threads, options.seed,
         versions, {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions}, evaluate, score, found,
         size_budget=budgets.size_bytes is not None or budgets.size_percent is not None,
-        replay=_recorded(options.decisions), progress=progress,
+        replay=recorded, progress=progress,
     )  # fmt: skip
     if evaluate is not None and score is not None:
         shop.truth = truth(evaluate, score)
@@ -145,7 +146,7 @@ def _run(
     reasons = job.target.refuse(program)
     if reasons:
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
-    return finish(job, teacher, shop, baseline, program, steps, text, why, evaluate)
+    return finish(job, teacher, shop, baseline, program, steps, text, chosen, why, evaluate)
 
 
 def _load(model: str, options: BuildOptions) -> Teacher:
@@ -164,24 +165,28 @@ def _data(
     return open_dataset(ref, teacher.program, teacher.preprocessing, file)
 
 
-def choose(job: Job, teacher: Teacher, calib: Dataset | None) -> tuple[tuple[Pass, ...], str]:
-    """The passes to run and where they come from: the exact ones first, then the user's or those chosen here."""
+def choose(
+    job: Job, teacher: Teacher, calib: Dataset | None, recorded: Mapping[str, str]
+) -> tuple[tuple[Pass, ...], str, str]:
+    """The passes to run (the exact ones first), the text of those behind the exact ones, and who chose them."""
     from edgecompile.passes import EXACT, PASSES
 
     options = job.options
-    first = parse(", ".join(EXACT), PASSES)
-    last = parse(job.target.legalize, PASSES)
     if options.pipeline is not None:
-        given = tuple(_with_kept(p, options.keep_float) for p in parse(options.pipeline, PASSES))
-        return (*first, *given, *last), "given"
-    if not job.target.quantizable():
-        return (*first, *last), f"exact passes only: {job.target.name} has no integer kernels"
-    if calib is None:
-        return (*first, *last), "exact passes only: quantization needs calibration data (--calib)"
-    if job.budgets.drop_pp == 0:
-        return (*first, *last), "exact passes only: the drop budget is 0"
-    middle = tuple(_with_kept(p, options.keep_float) for p in parse("quantize", PASSES))
-    return (*first, *middle, *last), "quantization, since there is calibration data"
+        text, why = options.pipeline, "given"
+    elif "pipeline" in recorded:
+        text, why = recorded["pipeline"], "the recorded choice is replayed"
+    elif not job.target.quantizable():
+        text, why = "", f"exact passes only: {job.target.name} has no integer kernels"
+    elif calib is None:
+        text, why = "", "exact passes only: quantization needs calibration data (--calib)"
+    elif job.budgets.drop_pp == 0:
+        text, why = "", "exact passes only: the drop budget is 0"
+    else:
+        text, why = "quantize", "there is calibration data, and the target has integer kernels"
+    exact = parse(", ".join(EXACT), PASSES)
+    given = tuple(_with_kept(p, options.keep_float) for p in parse(text, PASSES))
+    return (*exact, *given, *parse(job.target.legalize, PASSES)), show(given), why
 
 
 def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:

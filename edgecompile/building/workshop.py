@@ -15,11 +15,12 @@ from edgecompile.measure import (
     Drop,
     Interval,
     Samples,
-    interleave,
+    fingerprint,
     median_ms,
     paired_accuracy,
     paired_scores,
     ratio,
+    settle,
     verdict,
 )
 from edgecompile.pass_manager import Price
@@ -134,18 +135,31 @@ class Workshop:
         one, two = self.build(before), self.build(after)
         if one.call is None or two.call is None:
             return self._price(one, None), self._price(two, None), True, "kept: not run here"
-        samples = self.time({"before": one, "after": two})
+        samples = self._compared(one, two)
         speed = ratio(samples["after"], samples["before"])
         prices = self._price(one, median_ms(samples["before"])), self._price(two, median_ms(samples["after"]))
         if not lossy:
             return *prices, True, ""
         pays, why = self._pays(speed, two.size_bytes / max(one.size_bytes, 1))
         name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
-        recorded = self.replay.get(name)
-        if recorded is not None:
-            pays, why = recorded == "yes", f"{why}; the recorded choice is replayed"
-        self.decisions[name] = "yes" if pays else "no"
-        return *prices, pays, why
+        decided = self.decide(name, "yes" if pays else "no")
+        if (decided == "yes") != pays:
+            why = f"{why}; the recorded choice is replayed"
+        return *prices, decided == "yes", why
+
+    def decide(self, name: str, found: str) -> str:
+        """A choice made by measurement: the recorded one, else that of an earlier build on this machine, else `found`."""
+        place = key("decision", fingerprint(), name, self.batch, self.threads, repr(self.target), self.versions)
+
+        def fill(folder: Path) -> None:
+            (folder / "value").write_text(found)
+
+        if name in self.replay:
+            self.decisions[name] = self.replay[name]
+        else:
+            folder = self.cache.get(place) or self.cache.put(place, fill)
+            self.decisions[name] = (folder / "value").read_text()
+        return self.decisions[name]
 
     def _pays(self, speed: Interval, size: float) -> tuple[bool, str]:
         answer = verdict(speed)
@@ -154,7 +168,8 @@ class Workshop:
             return True, f"faster: {what}"
         if answer != "slower" and self.size_budget and size < _WORTH:
             return True, f"not faster but {100 * (1 - size):.0f} % smaller: {what}"
-        return False, f"it does not pay here: {what}"
+        doubt = ", too noisy to tell" if answer == "inconclusive" else ""
+        return False, f"it does not pay here: {what}{doubt}"
 
     def drop_pp(self, program: Program) -> float:
         """Percent points that the emitted program loses against the teacher on the evaluation data."""
@@ -183,12 +198,15 @@ class Workshop:
         """The teacher's own score on the evaluation data."""
         return self._teacher_scored() if self.teacher is not None and self.score is not None else None
 
-    def time(self, built: Mapping[str, Built], rounds: int = 30) -> dict[str, Samples]:
-        """Artifacts timed side by side, order alternating."""
-        calls = {name: b.call for name, b in built.items() if b.call is not None}
-        return interleave(
-            calls, rounds=rounds, seed=self.seed, least=1, progress=lambda d, t: self._tell("measuring", d, t)
-        )
+    def _compared(self, one: Built, two: Built) -> Mapping[str, Samples]:
+        """Two artifacts timed side by side, with more rounds while nobody can tell which is faster."""
+        assert one.call is not None
+        assert two.call is not None
+        samples, _ = settle(
+            {"before": one.call, "after": two.call}, lambda s: verdict(ratio(s["after"], s["before"])), rounds=16, cap=128,
+            seed=self.seed, least=1, progress=lambda done, total: self._tell("measuring", done, total),
+        )  # fmt: skip
+        return samples
 
     def _price(self, built: Built, latency: Interval | None) -> Price:
         kind: Literal["measured", "unvalidated"] = "measured" if latency else "unvalidated"

@@ -36,7 +36,7 @@ def command() -> Callable[..., Any]:
         return _build(**values)
 
     run.__doc__ = "Build MODEL for a target under its budgets; the report says what was measured."
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
@@ -56,9 +56,8 @@ def _flag(option: dataclasses.Field[Any]) -> inspect.Parameter:
     if kind is bool:
         return _parameter(option.name, Annotated[bool | None, typer.Option(flag, help=text)], None)
     number = kind is int or int in typing.get_args(kind)
-    return _parameter(
-        option.name, Annotated[(int if number else str) | None, typer.Option(flag, help=text)], None
-    )  # type: ignore[valid-type]
+    plain: Any = int if number else str
+    return _parameter(option.name, Annotated[plain | None, typer.Option(flag, help=text)], None)
 
 
 def _build(

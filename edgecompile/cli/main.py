@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 
@@ -57,7 +57,7 @@ def main() -> NoReturn:
     sys.exit(_run())
 
 
-_ClickError = typer.BadParameter.__mro__[2]  # of click, which typer carries under a name of its own
+_ClickError = cast("type[Exception]", typer.BadParameter.__mro__[2])  # of click, which typer carries under a name of its own
 
 
 def _run() -> int:

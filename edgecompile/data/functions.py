@@ -88,6 +88,7 @@ class Function(Dataset):
     interface: Interface
     batch_size: int = BATCH_SIZE
     independent: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> None:

@@ -129,7 +129,7 @@ def image_from_huggingface(path: Path) -> Image:
             raise InputError(f"{path}: {flag} is not supported: say how pictures are prepared with --image")
     try:
         return _from_huggingface(config, path)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (SpecError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"{path}: {error}: say how pictures are prepared with --image") from error
 
 

@@ -94,7 +94,7 @@ def _confine(limits: Mapping[str, int], parent: int, writable: list[Path]) -> li
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # At the soft limit of processor time comes SIGXCPU, which the parent can name; at the hard one SIGKILL.
+        # At the soft limit of processor time comes SIGXCPU, which the parent can name; at the hard, SIGKILL.
         most = least + 1 if name == "RLIMIT_CPU" and hard == resource.RLIM_INFINITY else least
         resource.setrlimit(kind, (least, most))
     return notes

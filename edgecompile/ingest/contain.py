@@ -187,9 +187,7 @@ def _check_files(out: Path, where: str) -> None:
 
 def _outcome(out: Path, where: str, kind: str, run: _Run, limits: ChildLimits) -> Path:
     if run.timed_out:
-        raise InputError(
-            f"{where}: parsing took longer than {limits.wall_s:.0f} s (stage: parse {kind}); {_UNUSED}"
-        )
+        raise InputError(f"{where}: parsing took longer than {limits.wall_s:.0f} s (stage: parse {kind}); {_UNUSED}")
     if run.code < 0:
         raise InputError(f"{where}: {_died(-run.code, limits)} (stage: parse {kind}); {_UNUSED}")
     status = _status(out, where, kind, run)
@@ -199,9 +197,7 @@ def _outcome(out: Path, where: str, kind: str, run: _Run, limits: ChildLimits) -
         raise _rebuilt(error)
     if status.get("stage") == "memory":
         limit = (limits.memory_bytes or 0) / (1 << 30)
-        raise InputError(
-            f"{where}: parsing needs more than {limit:.1f} GB of memory (stage: parse {kind}); {_UNUSED}"
-        )
+        raise InputError(f"{where}: parsing needs more than {limit:.1f} GB of memory (stage: parse {kind}); {_UNUSED}")
     raise InputError(f"{where}: the file could not be parsed: {text_safe(str(status.get('what')), 400)}")
 
 

@@ -44,18 +44,14 @@ class ExternalFiles:
         location = entries.get("location", "")
         if not _NAME.fullmatch(location) or location in (".", ".."):
             value = f"external data in '{text_safe(location)}'"
-            self.gate.forbid(
-                "EC-IN-002", f"tensor '{text_safe(tensor)}'", "a plain name in its folder", value, _PLACE
-            )
+            self.gate.forbid("EC-IN-002", f"tensor '{text_safe(tensor)}'", "a plain name in its folder", value, _PLACE)
         size = self._size(location, where, tensor)
         offset = self._number(entries, "offset", 0, where)
         length = self._number(entries, "length", needed, where)
         if offset < 0 or length < needed or offset + length > size:
             span = f"{needed:,} bytes at {offset:,}+{length:,}"
             value = f"external data of {span} in '{location}' of {size:,} bytes"
-            self.gate.forbid(
-                "EC-IN-004", f"tensor '{text_safe(tensor)}'", "data within its file", value, _PLACE
-            )
+            self.gate.forbid("EC-IN-004", f"tensor '{text_safe(tensor)}'", "data within its file", value, _PLACE)
         if length:
             self.ranges.setdefault(location, set()).add((offset, offset + length))
 
@@ -74,9 +70,7 @@ class ExternalFiles:
             # The model itself was opened, so the one question is what stands beside it under that name.
             status = os.lstat(self.gate.path.parent / location)
         except OSError as error:
-            raise InputError(
-                f"{where}: external data file '{location}' is missing; put it beside the model"
-            ) from error
+            raise InputError(f"{where}: external data file '{location}' is missing; put it beside the model") from error
         what = ""
         if not stat.S_ISREG(status.st_mode):
             what = "is a link, folder, pipe or device"
@@ -95,9 +89,7 @@ class ExternalFiles:
                 how,
             )
         self.sizes[location] = status.st_size
-        self.gate.at_most(
-            "EC-IN-001", "bytes in all files", "file_bytes", self.source.size + sum(self.sizes.values())
-        )
+        self.gate.at_most("EC-IN-001", "bytes in all files", "file_bytes", self.source.size + sum(self.sizes.values()))
         return status.st_size
 
     def finish(self) -> tuple[Path, ...]:

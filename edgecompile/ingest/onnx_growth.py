@@ -61,9 +61,7 @@ def expansion(gate: Gate, called: Calls, own_nodes: Mapping[str, int]) -> None:
         inner = bodies.get(body, {})
         if not ready:
             if body in open_now:
-                raise InputError(
-                    f"{gate.where}: function '{text_safe(body)}' calls itself; export the model again"
-                )
+                raise InputError(f"{gate.where}: function '{text_safe(body)}' calls itself; export the model again")
             open_now.add(body)
             stack.append((body, True))
             stack += [(name, False) for name in inner if name not in done]

@@ -49,17 +49,11 @@ _SIZE_OF = re.compile(
     r"(?:\.(?:size|stride)\(\)\[\d{1,3}\]|\.storage_offset\(\)|)",
     re.ASCII,
 )
-_OPERATOR = re.compile(
-    r"torch\.ops\.(\w+)\.(_?[A-Za-z]\w*|__(?:and|or|xor|lshift|rshift)__)(\.[A-Za-z]\w*)?", re.ASCII
-)
+_OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(_?[A-Za-z]\w*|__(?:and|or|xor|lshift|rshift)__)(\.[A-Za-z]\w*)?", re.ASCII)
 _NAMESPACES = _words("aten prims quantized_decomposed torchao torchvision edgecompile")
-_HIGHER_ORDER = _words(
-    "cond while_loop scan map_impl associative_scan wrap_with_set_grad_enabled wrap_with_autocast"
-)
+_HIGHER_ORDER = _words("cond while_loop scan map_impl associative_scan wrap_with_set_grad_enabled wrap_with_autocast")
 _FILE_OPERATORS = frozenset({"from_file"})
-_ON_SIZES = _words(
-    "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift getitem"
-)
+_ON_SIZES = _words("eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift getitem")
 _SCALAR = frozenset(
     {f"_operator.{name}" for name in _ON_SIZES}
     | {f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt", "sum")}
@@ -85,9 +79,7 @@ def symbolic_fault(text: str, limits: Limits) -> str | None:
                 return f"the call of {value[:40]}"
             case "name" if follows == "=" and value not in _ASSUMPTIONS:
                 return f"the argument {value[:40]}"
-            case "name" if follows not in ("(", "=") and not (
-                value in _CONSTANTS or _SYMBOL.fullmatch(value)
-            ):
+            case "name" if follows not in ("(", "=") and not (value in _CONSTANTS or _SYMBOL.fullmatch(value)):
                 return f"the name {value[:40]}"
             case "number" if len(value) > 20:
                 return "a very long number"

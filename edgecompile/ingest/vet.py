@@ -47,9 +47,7 @@ def _by_content(source: Source, gate: Gate) -> Vetted:
         if head.startswith(magic):
             raise InputError(f"{source.where}: {what} ({_READS})")
     if head[4:8] == b"ORTM":
-        raise InputError(
-            f"{source.where}: an ONNX Runtime .ort file; give the .onnx file that it was made from"
-        )
+        raise InputError(f"{source.where}: an ONNX Runtime .ort file; give the .onnx file that it was made from")
     if head.startswith(b"PK"):
         return _zip(source, gate)
     if head.startswith(MAGIC[: len(head)]) and (len(head) >= len(MAGIC) or suffix == ".npy"):

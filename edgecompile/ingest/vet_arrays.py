@@ -50,9 +50,7 @@ def _header(head: bytes, where: str, gate: Gate) -> tuple[int, int]:
         raise corrupt(where, "its header ends too early")
     try:
         # literal_eval builds constants only; the text is short, which bounds its nesting too.
-        header = ast.literal_eval(
-            head[8 + width : start].decode("latin-1" if width == 2 else "utf-8").strip()
-        )
+        header = ast.literal_eval(head[8 + width : start].decode("latin-1" if width == 2 else "utf-8").strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
         raise corrupt(where, "its header is not a numpy header") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
@@ -77,9 +75,7 @@ def _itemsize(descr: object, where: str, gate: Gate) -> int:
         gate.forbid("EC-IN-040", place, "plain numbers", "an array of Python objects", how)
     found = _DTYPE.fullmatch(descr) if isinstance(descr, str) else None
     if not found:
-        raise InputError(
-            f"{where}: dtype {text_safe(text)} is not supported; save plain numbers, e.g. float32"
-        )
+        raise InputError(f"{where}: dtype {text_safe(text)} is not supported; save plain numbers, e.g. float32")
     code, digits = found.groups()
     size = int(digits or 0) or _PLAIN.get(code, 0)
     return size * 4 if code == "U" else size

@@ -74,9 +74,7 @@ def vet_onnx(source: Source, gate: Gate) -> Vetted:
     expansion(gate, model.calls, model.own_nodes)
     files = model.external.finish()
     if model.domains:
-        gate.notes.append(
-            "operators of " + ", ".join(text_safe(domain) for domain in sorted(model.domains)[:5])
-        )
+        gate.notes.append("operators of " + ", ".join(text_safe(domain) for domain in sorted(model.domains)[:5]))
     return gate.vetted("onnx", model.declared_bytes, files)
 
 
@@ -126,9 +124,7 @@ def _function(model: _Model, span: Span, known: set[str]) -> None:
                 nodes.append(Span(value, end))
     key = f"{domain}:{name}"
     if key in known:
-        raise InputError(
-            f"{model.gate.where}: function '{text_safe(name)}' is defined twice; export the model again"
-        )
+        raise InputError(f"{model.gate.where}: function '{text_safe(name)}' is defined twice; export the model again")
     known.add(key)
     scope = Scope(key)
     for node in nodes:
@@ -162,9 +158,7 @@ def _graph(model: _Model, span: Span, scope: Scope, depth: int) -> None:
 
 def _once(model: _Model, seen: set[str], name: str, what: str) -> None:
     if name in seen and name:
-        raise InputError(
-            f"{model.gate.where}: {what} '{text_safe(name)}' is defined twice; export the model again"
-        )
+        raise InputError(f"{model.gate.where}: {what} '{text_safe(name)}' is defined twice; export the model again")
     seen.add(name)
 
 
@@ -238,9 +232,7 @@ def _node(model: _Model, span: Span, scope: Scope, depth: int) -> None:
     growth(model.gate, operator, inputs, outputs, scope)
 
 
-def _attribute(
-    model: _Model, span: Span, scope: Scope, depth: int
-) -> tuple[Tensor | None, tuple[int, ...] | None]:
+def _attribute(model: _Model, span: Span, scope: Scope, depth: int) -> tuple[Tensor | None, tuple[int, ...] | None]:
     """Vet the graphs and tensors of an attribute; its tensor or its integers."""
     tensor: Tensor | None = None
     numbers: list[int] = []

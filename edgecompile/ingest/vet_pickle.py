@@ -43,12 +43,10 @@ _WORDS = """
 _INSTRUCTIONS = frozenset(_WORDS.split())
 
 RESAVE_WEIGHTS = (
-    "save weights only: torch.save(model.state_dict(), 'weights.pt') with torch 2.x,"
-    " or safetensors.torch.save_file"
+    "save weights only: torch.save(model.state_dict(), 'weights.pt') with torch 2.x, or safetensors.torch.save_file"
 )
 RESAVE_MODULE = (
-    "save model.state_dict() and pass the class as path/file.py:function with --weights,"
-    " or export a .pt2 file"
+    "save model.state_dict() and pass the class as path/file.py:function with --weights, or export a .pt2 file"
 )
 
 
@@ -88,6 +86,4 @@ def _refuse_names(found: list[str], place: str, gate: Gate, how_to_allow: str) -
     if any(name.startswith("torch.nn.modules.") for name in found):
         gate.refuse("EC-IN-023", place, "state dicts only", f"a pickled module ({shown})", RESAVE_MODULE)
         return
-    gate.refuse(
-        "EC-IN-020", place, "tensors, dtypes and OrderedDict only", f"pickle that calls {shown}", how_to_allow
-    )
+    gate.refuse("EC-IN-020", place, "tensors, dtypes and OrderedDict only", f"pickle that calls {shown}", how_to_allow)

@@ -28,9 +28,7 @@ def is_program_archive(inner: frozenset[str]) -> bool:
     return script or ".data/extern_modules" in inner or ".data/python_version" in inner
 
 
-def vet_torch_zip(
-    source: Source, members: Mapping[str, Member], root: str, gate: Gate, place: str = ""
-) -> Vetted:
+def vet_torch_zip(source: Source, members: Mapping[str, Member], root: str, gate: Gate, place: str = "") -> Vetted:
     """Vet an archive with `data.pkl`; storages are counted, shapes left to the child (views may be larger).
 
     `place` names the member when the archive lies within another one.

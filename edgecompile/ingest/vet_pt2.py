@@ -32,9 +32,7 @@ _PICKLED = re.compile(
 )
 _CONFIG = re.compile(r"data/(weights|constants)/[^/]+_config\.json")
 _MODEL = re.compile(r"models/[^/]+\.json|serialized_exported_program\.json")
-_COMPILED = re.compile(
-    r"data/(aotinductor|executorch|mtia)/.*|.*\.(so|o|cpp|h|cubin|ptx|hsaco|dll|dylib|pyd|pte)"
-)
+_COMPILED = re.compile(r"data/(aotinductor|executorch|mtia)/.*|.*\.(so|o|cpp|h|cubin|ptx|hsaco|dll|dylib|pyd|pte)")
 _CUSTOM = re.compile(r"data/constants/(custom_obj|opaque_obj)_.*")
 _IDENTIFIER = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*)?")
 _DOTTED = re.compile(r"[^\x00-\x1f\x7f\"'\\{}]*")
@@ -68,9 +66,7 @@ def vet_pt2(source: Source, members: Mapping[str, Member], root: str, gate: Gate
             gate.at_most("EC-IN-001", "bytes of pickled tensors", "file_bytes", member.size, shown)
             _check_pickled(source, member, name, gate)
         elif not _PLAIN.fullmatch(name):
-            gate.refuse(
-                "EC-IN-033", "", "what torch.export.save writes", f"unexpected member '{shown}'", _REEXPORT
-            )
+            gate.refuse("EC-IN-033", "", "what torch.export.save writes", f"unexpected member '{shown}'", _REEXPORT)
     if models != 1:
         raise corrupt(source.where, f"{models} programs in it, one is expected")
     declared = sum(m.size for name, m in members.items() if name.startswith(f"{root}data/"))
@@ -82,9 +78,7 @@ def _json(source: Source, member: Member, name: str, gate: Gate) -> Any:
     try:
         return json.loads(content(source, member))
     except RecursionError:
-        gate.forbid(
-            "EC-IN-006", name, f"at most {gate.limits.json_depth} levels", "deeply nested JSON", _REEXPORT
-        )
+        gate.forbid("EC-IN-006", name, f"at most {gate.limits.json_depth} levels", "deeply nested JSON", _REEXPORT)
     except ValueError as error:
         raise corrupt(f"{source.where} ({text_safe(name)})", "not JSON") from error
 
@@ -107,13 +101,9 @@ def _check_config(config: Any, name: str, gate: Gate) -> None:
         raise corrupt(f"{gate.where} ({text_safe(name)})", "no table of weights")
     for weight, entry in entries.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("path_name"), str):
-            raise corrupt(
-                f"{gate.where} ({text_safe(name)})", f"weight '{text_safe(weight)}' is not described"
-            )
+            raise corrupt(f"{gate.where} ({text_safe(name)})", f"weight '{text_safe(weight)}' is not described")
         if entry.get("use_pickle") is not False:
-            gate.refuse(
-                "EC-IN-025", name, "plain bytes", f"'{text_safe(weight)}' kept as a pickle", _REEXPORT
-            )
+            gate.refuse("EC-IN-025", name, "plain bytes", f"'{text_safe(weight)}' kept as a pickle", _REEXPORT)
         if not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
             value = f"'{text_safe(weight)}' kept in '{text_safe(entry['path_name'])}'"
             gate.refuse("EC-IN-027", name, "tensors only", value, _REEXPORT)

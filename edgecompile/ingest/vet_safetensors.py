@@ -26,13 +26,9 @@ def vet_safetensors(source: Source, gate: Gate) -> Vetted:
     length = int.from_bytes(source.read(0, 8), "little")
     gate.at_most("EC-IN-041", "bytes of header", "json_bytes", length)
     try:
-        header = json.loads(
-            source.read(8, length), object_pairs_hook=lambda pairs: _unique(source.where, pairs)
-        )
+        header = json.loads(source.read(8, length), object_pairs_hook=lambda pairs: _unique(source.where, pairs))
     except RecursionError:
-        gate.forbid(
-            "EC-IN-006", "header", "flat JSON", "deeply nested JSON", "save it again with safetensors"
-        )
+        gate.forbid("EC-IN-006", "header", "flat JSON", "deeply nested JSON", "save it again with safetensors")
     except ValueError as error:
         raise corrupt(source.where, "its header is not JSON") from error
     if not isinstance(header, dict):
@@ -70,9 +66,7 @@ def _span(where: str, gate: Gate, name: str, entry: object) -> tuple[int, int, s
         raise corrupt(where, f"tensor '{shown}' is not described as safetensors does")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise InputError(
-            f"{where}: tensor '{shown}' has unknown dtype '{text_safe(str(dtype))}'; convert it to F32"
-        )
+        raise InputError(f"{where}: tensor '{shown}' has unknown dtype '{text_safe(str(dtype))}'; convert it to F32")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise corrupt(where, f"tensor '{shown}' has a bad shape or bad offsets")
     elements = 1
@@ -86,8 +80,4 @@ def _span(where: str, gate: Gate, name: str, entry: object) -> tuple[int, int, s
 
 def _sizes(value: object) -> bool:
     """Whether `value` is a list of at most 64 integers that are not negative."""
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(type(size) is int and size >= 0 for size in value)
-    )
+    return isinstance(value, list) and len(value) <= 64 and all(type(size) is int and size >= 0 for size in value)

@@ -58,9 +58,7 @@ def members(source: Source, gate: Gate, deflate: bool = False) -> Mapping[str, M
         start, expected = _local(source, gate, member, offset, directory)
         # torch finds members without regard to case, so two that differ in case only are one name.
         if member.name.lower() in folded:
-            gate.forbid(
-                "EC-IN-012", "", "each name once", f"zip member '{text_safe(member.name)}' twice", _RESAVE
-            )
+            gate.forbid("EC-IN-012", "", "each name once", f"zip member '{text_safe(member.name)}' twice", _RESAVE)
         folded.add(member.name.lower())
         found[member.name] = Member(member.name, member.method, member.stored, member.size, member.crc, start)
     if at != len(data):

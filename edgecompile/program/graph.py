@@ -53,11 +53,12 @@ def export(
 
 def unlift(exported: ExportedProgram) -> fx.GraphModule:
     """The callable graph of an exported program, flat in and out, each tied weight under one name."""
+    exported = functional(exported)
     signature = exported.graph_signature
     written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if written:
         raise InputError(f"the model writes to {', '.join(map(str, written))} while it runs: return the new value as an output instead")
-    module = cast(fx.GraphModule, functional(exported).module(check_guards=False))
+    module = exported.module(check_guards=False)
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     flat, _ = pytree.tree_flatten(output.args[0])
     output.args = (tuple(v for v in flat if isinstance(v, fx.Node)),)

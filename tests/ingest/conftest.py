@@ -22,9 +22,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
     npy, npz, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.save(npy, np.arange(6, dtype=np.float32).reshape(2, 3))
     np.savez(npz, x=np.ones((4, 3), np.float32), y=np.array([1, 2, 3, 4]), name=np.array(["a", "bc"]))
-    np.savez_compressed(
-        packed, x=np.zeros((4000, 3), np.float32), y=np.random.default_rng(0).normal(size=999)
-    )
+    np.savez_compressed(packed, x=np.zeros((4000, 3), np.float32), y=np.random.default_rng(0).normal(size=999))
     return {
         "net.onnx": makers.onnx_model().SerializeToString(),
         "one.pt2": programs["one"],

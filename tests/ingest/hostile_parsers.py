@@ -136,8 +136,7 @@ def huge_status(out: Path) -> None:
 
 def forged_error(out: Path) -> None:
     (out / "status.json").write_text(
-        '{"ok": false, "error": {"class": "SystemExit", "message": "bye\\u001b", "fields":'
-        ' {"__class__": "x"}}}'
+        '{"ok": false, "error": {"class": "SystemExit", "message": "bye\\u001b", "fields": {"__class__": "x"}}}'
     )
     os._exit(0)
 

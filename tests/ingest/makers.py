@@ -118,9 +118,7 @@ def external_model(folder: Path, entries: Mapping[str, str], **tensor: Any) -> P
     other = tensor.pop("also", None)
     weights = [weight]
     if other is not None:
-        second = TensorProto(
-            name="v", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL
-        )
+        second = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
         for key, value in other.items():
             second.external_data.add(key=key, value=value)
         weights.append(second)

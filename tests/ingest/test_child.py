@@ -89,8 +89,7 @@ def test_processor_time(tmp_path: Path) -> None:
         ),
         (
             "killed",
-            f"killed: the parser was ended by SIGKILL, often for want of memory"
-            f" (stage: parse killed); {UNUSED}",
+            f"killed: the parser was ended by SIGKILL, often for want of memory (stage: parse killed); {UNUSED}",
         ),
         (
             "realtime_signal",
@@ -100,8 +99,7 @@ def test_processor_time(tmp_path: Path) -> None:
         ("other_error", "other_error: the file could not be parsed: KeyError: 'odd\\n\\x1b[31mname'"),
         (
             "not_json",
-            "not_json: the file could not be parsed: TypeError:"
-            " Object of type object is not JSON serializable",
+            "not_json: the file could not be parsed: TypeError: Object of type object is not JSON serializable",
         ),
         ("input_error", "a plain reason"),
         (
@@ -110,8 +108,7 @@ def test_processor_time(tmp_path: Path) -> None:
         ),
         (
             "huge_status",
-            "huge_status: the parser ended with code 0 and no result (stage: parse huge_status):"
-            " it said nothing",
+            "huge_status: the parser ended with code 0 and no result (stage: parse huge_status): it said nothing",
         ),
         ("forged_error", "bye\\x1b"),
     ],
@@ -124,10 +121,7 @@ def test_every_failure_is_one_line(tmp_path: Path, name: str, text: str) -> None
 
 def test_memory_that_torch_asks_for(tmp_path: Path) -> None:
     error = error_of("torch_memory", tmp_path / "out", ChildLimits(wall_s=60))
-    assert (
-        str(error)
-        == f"torch_memory: parsing needs more than 8.0 GB of memory (stage: parse torch_memory); {UNUSED}"
-    )
+    assert str(error) == f"torch_memory: parsing needs more than 8.0 GB of memory (stage: parse torch_memory); {UNUSED}"
 
 
 def test_errors_of_ours_keep_their_class(tmp_path: Path) -> None:

@@ -128,9 +128,7 @@ def _many_nodes(count: int) -> Make:
 
 def _tile_chain() -> Make:
     nodes = [helper.make_node("Tile", [f"t{i}", "r"], [f"t{i + 1}"]) for i in range(4)]
-    return _graph(
-        *nodes, weights=[numpy_helper.from_array(np.ones(2, np.float32), "t0"), _int64("r", [1000])]
-    )
+    return _graph(*nodes, weights=[numpy_helper.from_array(np.ones(2, np.float32), "t0"), _int64("r", [1000])])
 
 
 REFUSED: dict[str, tuple[str, Make]] = {
@@ -262,13 +260,7 @@ def _entry(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4)
 
 def _npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
     text = header.encode()
-    return (
-        b"\x93NUMPY"
-        + bytes([version, 0])
-        + len(text).to_bytes(2 if version == 1 else 4, "little")
-        + text
-        + data
-    )
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + data
 
 
 _PLAIN_HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n"
@@ -490,9 +482,7 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.onnx", tmp_path, Path("/dev/zero")):
         with pytest.raises(InputError, match="not a regular file; give the model file itself"):
             vet(path)
-    with pytest.raises(
-        InputError, match=r"gone.onnx: cannot be opened \(No such file or directory\); check the path"
-    ):
+    with pytest.raises(InputError, match=r"gone.onnx: cannot be opened \(No such file or directory\); check the path"):
         vet(tmp_path / "gone.onnx")
     with pytest.raises(InputError, match="cannot be opened"):
         vet(tmp_path / "a\0b")
@@ -547,9 +537,7 @@ def test_what_is_allowed_passes(tmp_path: Path) -> None:
 
 def test_fields_that_are_not_needed(tmp_path: Path) -> None:
     """Fields of other numbers are passed over; sparse attributes and empty external tensors are vetted."""
-    model = makers.onnx_model(
-        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.example", 1)]
-    )
+    model = makers.onnx_model(opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.example", 1)])
     sparse = onnx.ModelProto.FromString(_sparse(tmp_path, [10]).read_bytes()).graph.sparse_initializer[0]
     model.graph.node.append(helper.make_node("Constant", [], ["s"], sparse_value=sparse))
     model.graph.input[0].doc_string = model.graph.node[0].doc_string = "text"
@@ -557,9 +545,7 @@ def test_fields_that_are_not_needed(tmp_path: Path) -> None:
     data += _field(8, b"\x0a\x01d\x10\x01\x18\x01")  # an opset with a field of number 3
     assert vet(makers.write(tmp_path / "model.onnx", bytes(data))).kind == "onnx"
     tensor = (
-        b"\x08\x00\x10\x01"
-        + _field(8, b"w")
-        + _field(13, _field(1, b"location") + _field(2, b"w.bin") + b"\x18\x01")
+        b"\x08\x00\x10\x01" + _field(8, b"w") + _field(13, _field(1, b"location") + _field(2, b"w.bin") + b"\x18\x01")
     )
     makers.write(tmp_path / "w.bin", bytes(16))
     found = vet(_in_graph(_field(5, tensor + b"\x70\x01" + b"\x78\x01") + _field(15, b"\x20\x01"))(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -58,10 +59,7 @@ def test_the_content_decides_not_the_name(valid: Mapping[str, bytes], tmp_path: 
 
 
 def test_declared_bytes_are_those_of_the_tensors(valid: Mapping[str, bytes], tmp_path: Path) -> None:
-    assert (
-        vet(makers.write(tmp_path / "a.safetensors", valid["weights.safetensors"])).declared_bytes
-        == 6 * 4 + 4 * 2
-    )
+    assert vet(makers.write(tmp_path / "a.safetensors", valid["weights.safetensors"])).declared_bytes == 6 * 4 + 4 * 2
     assert vet(makers.write(tmp_path / "a.npy", valid["x.npy"])).declared_bytes == 6 * 4
     packed = vet(makers.write(tmp_path / "packed.npz", valid["packed.npz"]))
     assert packed.declared_bytes == 12000 * 4 + 999 * 8
@@ -90,9 +88,7 @@ def test_onnx_exported_by_torch(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCF_CI", "1")
-        program = torch.onnx.export(
-            makers.Small().eval(), (torch.randn(2, 3, 8, 8),), dynamo=True, verbose=False
-        )
+        program = torch.onnx.export(makers.Small().eval(), (torch.randn(2, 3, 8, 8),), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path), external_data=True)
     assert len(vet(path).files) == 2
@@ -100,9 +96,7 @@ def test_onnx_exported_by_torch(tmp_path: Path) -> None:
 
 def test_other_domains_are_noted(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.example")
-    assert vet(makers.write(tmp_path / "m.onnx", makers.graph_of([node]))).notes == (
-        "operators of com.example",
-    )
+    assert vet(makers.write(tmp_path / "m.onnx", makers.graph_of([node]))).notes == ("operators of com.example",)
 
 
 def test_vetting_imports_no_library_and_little_memory(valid: Mapping[str, bytes], tmp_path: Path) -> None:
@@ -132,17 +126,18 @@ def test_vetting_imports_no_library_and_little_memory(valid: Mapping[str, bytes]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(sorted(KINDS)), data=st.data())
+@given(
+    name=st.sampled_from(sorted(KINDS)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    kept=st.just(1.0) | st.floats(0, 1),
+)
 def test_damage_gives_an_error_of_ours_or_nothing(
-    valid: Mapping[str, bytes], tmp_path: Path, name: str, data: st.DataObject
+    valid: Mapping[str, bytes], tmp_path: Path, name: str, changes: list[tuple[float, int]], kept: float
 ) -> None:
     content = bytearray(valid[name])
-    for _ in range(data.draw(st.integers(1, 8), label="changes")):
-        at = data.draw(st.integers(0, len(content) - 1), label="at")
-        content[at] = data.draw(st.integers(0, 255), label="byte")
-    kept = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), label="kept")
-    path = makers.write(tmp_path / name, bytes(content[:kept]))
-    assert_ours(path)
+    for place, byte in changes:
+        content[int(place * len(content))] = byte
+    assert_ours(makers.write(tmp_path / name, bytes(content[: int(kept * len(content))])))
 
 
 JUNK = st.recursive(
@@ -153,42 +148,42 @@ JUNK = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@given(
+    suffix=st.sampled_from(["models/model.json", "model_weights_config.json"]),
+    changes=st.lists(st.tuples(st.lists(st.integers(0, 999), min_size=1, max_size=12), JUNK), min_size=1, max_size=3),
+)
 def test_wrong_json_with_a_right_checksum(
-    valid: Mapping[str, bytes], tmp_path: Path, data: st.DataObject
+    valid: Mapping[str, bytes], tmp_path: Path, suffix: str, changes: list[tuple[list[int], object]]
 ) -> None:
-    """Any value of any JSON member may be anything."""
-    suffix = data.draw(st.sampled_from(["models/model.json", "model_weights_config.json"]))
+    """Any value of any JSON member may be anything; each change walks down by its numbers and puts junk there."""
 
     def change(root: object) -> None:
-        for _ in range(data.draw(st.integers(1, 3))):
-            value = root
-            while isinstance(value, (dict, list)) and value:
-                keys = sorted(value) if isinstance(value, dict) else range(len(value))
-                key = data.draw(st.sampled_from(keys))
-                inner = value[key]  # type: ignore[index]
-                if not isinstance(inner, (dict, list)) or not inner or data.draw(st.integers(0, 5)) == 0:
-                    value[key] = data.draw(JUNK)  # type: ignore[index]
+        for steps, junk in changes:
+            value, place = root, None
+            for step in steps:
+                if not isinstance(value, (dict, list)) or not value:
                     break
-                value = inner
+                key = sorted(value)[step % len(value)] if isinstance(value, dict) else step % len(value)
+                place = (value, key)
+                value = value[key]  # type: ignore[index]
+            if place is not None:
+                place[0][place[1]] = copy.deepcopy(junk)  # type: ignore[index]
 
-    path = makers.write(tmp_path / "m.pt2", makers.edited(valid["two.pt2"], change, suffix))
-    assert_ours(path)
+    assert_ours(makers.write(tmp_path / "m.pt2", makers.edited(valid["two.pt2"], change, suffix)))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@given(changes=st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 255)), min_size=1, max_size=5))
 def test_wrong_pickles_with_a_right_checksum(
-    valid: Mapping[str, bytes], tmp_path: Path, data: st.DataObject
+    valid: Mapping[str, bytes], tmp_path: Path, changes: list[tuple[int, int]]
 ) -> None:
     def change(content: bytes) -> bytes:
         changed = bytearray(content)
-        for _ in range(data.draw(st.integers(1, 5))):
-            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        for at, byte in changes:
+            changed[at % len(changed)] = byte
         return bytes(changed)
 
-    path = makers.write(tmp_path / "w.pt", makers.replaced(valid["weights.pt"], "data.pkl", change))
-    assert_ours(path)
+    assert_ours(makers.write(tmp_path / "w.pt", makers.replaced(valid["weights.pt"], "data.pkl", change)))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

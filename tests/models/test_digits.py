@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from edgecompile.models import digits
 from edgecompile.models.training import load_weights
 
 pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_the_committed_weights() -> None:
@@ -41,10 +50,7 @@ def test_splits_share_no_picture() -> None:
 
 
 def test_the_training_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     digits.main(["--epochs", "1", "--out", str(tmp_path / "digits.safetensors")])
-    torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "epoch 1/1 loss " in printed
     assert "% of 450" in printed
@@ -56,5 +62,5 @@ def test_the_training_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_missing_and_foreign_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train them with python -m edgecompile\.models\.digits"):
         load_weights(digits.network(), tmp_path / "digits.safetensors")
-    with pytest.raises(InputError, match=r"weights of another network \(differs in head\.bias"):
+    with pytest.raises(InputError, match=r"weights of another network \(differs in bias, head\.bias"):
         load_weights(torch.nn.Linear(2, 2), digits.WEIGHTS)

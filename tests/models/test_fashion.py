@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ from edgecompile.models import fashion
 from edgecompile.models.training import load_weights
 
 HEAD = bytes((0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def idx(folder: Path, data: bytes, cut: int | None = None) -> Path:

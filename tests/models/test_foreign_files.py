@@ -102,6 +102,7 @@ class Named(torch.nn.Module):
         return x * mask
 
 
+@pytest.mark.slow
 def test_named_inputs(tmp_path: Path) -> None:
     args, kwargs = (torch.ones(2, 3),), {"mask": torch.full((2, 3), 2.0)}
     torch.export.save(torch.export.export(Named(), args, kwargs), tmp_path / "m.pt2")
@@ -109,6 +110,7 @@ def test_named_inputs(tmp_path: Path) -> None:
     assert torch.equal(program(*program.inputs)[0], torch.full((2, 3), 2.0))
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_be_held(tmp_path: Path) -> None:
     args, kwargs = (torch.randn(4, 8), torch.randn(8, 8)), {"k": [torch.ones(1), None]}
     torch.export.save(torch.export.export(makers.Shapes(), args, kwargs), tmp_path / "m.pt2")
@@ -118,14 +120,10 @@ def test_a_program_that_cannot_be_held(tmp_path: Path) -> None:
 
 def test_even_a_trusted_payload_writes_nowhere_else(tmp_path: Path) -> None:
     """Containment holds where permission was given by mistake."""
-    torch.export.save(
-        torch.export.export(makers.Small().eval(), (torch.randn(2, 3, 8, 8),)), tmp_path / "m.pt2"
-    )
+    torch.export.save(torch.export.export(makers.Small().eval(), (torch.randn(2, 3, 8, 8),)), tmp_path / "m.pt2")
     data = (tmp_path / "m.pt2").read_bytes()
     payload = pickle.dumps(makers.Touch(tmp_path / "marker"), 2)
-    path = makers.write(
-        tmp_path / "m.pt2", makers.replaced(data, "sample_inputs/model.pt", lambda _: payload)
-    )
+    path = makers.write(tmp_path / "m.pt2", makers.replaced(data, "sample_inputs/model.pt", lambda _: payload))
     assert vet(path, trust=True).trusted
     with pytest.raises(InputError, match="the file could not be parsed"):
         parse_in_child("pt2", {"path": path, "trust": True}, tmp_path / "out", LIMITS)

@@ -15,9 +15,9 @@ from onnx.backend.test.loader import load_model_tests
 
 from edgecompile.errors import Unsupported
 from edgecompile.models._onnx_graph import OnnxModule
+from edgecompile.models._onnx_inputs import graph_inputs
 from edgecompile.models._onnx_ops import OPS
 from edgecompile.models._onnx_values import from_array
-from edgecompile.models.onnx_file import graph_inputs
 from edgecompile.program import Program
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -33,7 +33,7 @@ def cases() -> list[Any]:
 
 
 def imported(case: Any, known: bool) -> tuple[OnnxModule, dict[str, torch.Tensor]] | list[str]:
-    """The module of a case and its inputs, or why it is refused; `known`: all inputs but the first are constants."""
+    """The module of a case and its inputs, or why it is refused; `known`: inputs after the first are constants."""
     model = case.model
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     try:
@@ -66,9 +66,9 @@ def plain(cases: list[Any]) -> Iterator[Any]:
     for case in cases:
         domains = {o.domain for o in case.model.opset_import}
         arrays = [*case.data_sets[0][0], *case.data_sets[0][1]]
-        if domains <= {"", "ai.onnx"} and domains and not case.model.functions:
-            if all(isinstance(a, (np.ndarray, np.generic)) and a.dtype != object for a in arrays):
-                yield case
+        ours = bool(domains) and domains <= {"", "ai.onnx"} and not case.model.functions
+        if ours and all(isinstance(a, (np.ndarray, np.generic)) and a.dtype != object for a in arrays):
+            yield case
 
 
 @pytest.mark.parametrize(("known", "at_least"), [(False, 900), (True, 1150)])
@@ -102,7 +102,7 @@ UNTESTED = [
     "RandomUniform",
     "RandomUniformLike",
 ]
-"""Operators of the table that no right case covers: random ones are refused, the others are in test_onnx_runtime.py."""
+"""Operators that no right case covers: random ones are refused, the others are in test_onnx_runtime.py."""
 
 
 def export_cases(cases: list[Any], every: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Imported layers against ONNX Runtime over their options: equal, or refused in words; never silently wrong."""
+"""Imported layers against ONNX Runtime over their options: equal or refused, never silently wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def one_node(
 
 
 def error(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> float | str:
-    """The largest difference to ONNX Runtime, or why the model is refused here; skips what the runtime cannot do."""
+    """The largest difference to ONNX Runtime, or why the model is refused; skips what the runtime cannot do."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
@@ -60,9 +60,7 @@ def error(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> float | s
     found = list(module.run(given).values())
     shapes = [tuple(v.shape) for v in found]
     assert shapes == [w.shape for w in wanted]
-    return max(
-        float(np.abs(f.detach().numpy() - w).max(initial=0.0)) for f, w in zip(found, wanted, strict=True)
-    )
+    return max(float(np.abs(f.detach().numpy() - w).max(initial=0.0)) for f, w in zip(found, wanted, strict=True))
 
 
 def data(*shape: int, seed: int = 0) -> np.ndarray:
@@ -105,6 +103,9 @@ def test_convolutions(
     stored = {"w": w} | ({"b": b} if biased else {})
     op = "ConvTranspose" if transposed else "Conv"
     found = error(one_node(op, {"x": x}, stored, 11, **attributes), {"x": x})
+    if transposed and isinstance(pads, str) and isinstance(found, str):
+        assert "auto_pad with a kernel smaller than its stride" in found
+        return
     assert isinstance(found, float), found
     assert found < 1e-4
 
@@ -115,9 +116,7 @@ def test_convolutions(
     size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    pads=st.one_of(
-        st.sampled_from(["VALID", "SAME_UPPER", "SAME_LOWER"]), st.tuples(*[st.integers(0, 2)] * 4)
-    ),
+    pads=st.one_of(st.sampled_from(["VALID", "SAME_UPPER", "SAME_LOWER"]), st.tuples(*[st.integers(0, 2)] * 4)),
     ceil=st.booleans(),
     include=st.booleans(),
 )
@@ -156,11 +155,7 @@ def test_pools(
 def test_resize(mode: str, how: str, rule: str, size: tuple[int, int], to: tuple[Any, Any]) -> None:
     x = data(1, 2, *size)
     by_size = isinstance(to[0], int)
-    stored = (
-        {"sizes": np.array([1, 2, *to], np.int64)}
-        if by_size
-        else {"scales": np.array([1, 1, *to], np.float32)}
-    )
+    stored = {"sizes": np.array([1, 2, *to], np.int64)} if by_size else {"scales": np.array([1, 1, *to], np.float32)}
     model = one_node(
         "Resize",
         {"x": x},
@@ -190,9 +185,7 @@ def test_resize(mode: str, how: str, rule: str, size: tuple[int, int], to: tuple
         ("RNN", 1, {"activations": ["Relu"]}),
     ],
 )
-def test_recurrent_layers(
-    op: str, gates: int, attributes: dict[str, Any], direction: str, states: bool
-) -> None:
+def test_recurrent_layers(op: str, gates: int, attributes: dict[str, Any], direction: str, states: bool) -> None:
     dirs, hidden, steps, batch = 2 if direction == "bidirectional" else 1, 5, 6, 3
     if "activations" in attributes:
         attributes = {"activations": attributes["activations"] * dirs}
@@ -210,9 +203,7 @@ def test_recurrent_layers(
             inputs["c"] = data(dirs, batch, hidden, seed=5)
             operands += ["c"]
     outputs = ["y", "y_h", "y_c"] if op == "LSTM" else ["y", "y_h"]
-    model = one_node(
-        op, inputs, stored, 14, outputs, operands, hidden_size=hidden, direction=direction, **attributes
-    )
+    model = one_node(op, inputs, stored, 14, outputs, operands, hidden_size=hidden, direction=direction, **attributes)
     found = error(model, inputs)
     assert isinstance(found, float), found
     assert found < 1e-5
@@ -245,9 +236,7 @@ def test_softmax_took_all_later_axes_as_one_before_opset_13(op: str, axis: int, 
         ("Dropout", 7, {}, {}),
     ],
 )
-def test_attributes_of_old_opsets(
-    op: str, opset: int, stored: dict[str, Any], attributes: dict[str, Any]
-) -> None:
+def test_attributes_of_old_opsets(op: str, opset: int, stored: dict[str, Any], attributes: dict[str, Any]) -> None:
     x = data(1, 3, 4, 5)
     outputs = ["y", "z"] if op in ("TopK", "Split") else ["y"]
     model = one_node(op, {"x": x}, stored, max(opset, 7), outputs, **attributes)

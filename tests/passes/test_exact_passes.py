@@ -6,12 +6,13 @@ import importlib
 from functools import lru_cache
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import EXACT, PASSES
 from edgecompile.program import Program
+from edgecompile.rewrite import shape
 from tests.random_nets import KINDS, Recipe, build, example, recipes
 
 WHOLE = ",".join(EXACT)
@@ -28,6 +29,8 @@ RELEVANT = {
     "reparameterize": ("repvgg", "twice"),
     "merge_linear": ("pointwise", "twice"),
 }
+AFTER = {"fold_lora": "remove_identity", "reparameterize": "fold_bn", "remove_branches": "fold_constants"}
+"""The pass that makes room for another, by that other's own documentation."""
 PAIRS = [(name, kind) for name, kinds in RELEVANT.items() for kind in kinds]
 
 
@@ -75,7 +78,9 @@ def hold(names: str, recipe: Recipe) -> dict[str, float]:
     assert once.interface == program.interface
     text = str(once)
     assert len(text.splitlines()) <= len(str(program).splitlines())
-    assert all("origin" in n.meta["custom"] for n in once.graph.graph.nodes if n.op == "call_function")
+    # torch writes sizes and assertions anew with every retrace; every tensor has an origin
+    tensors = [n for n in once.graph.graph.nodes if n.op == "call_function" and shape(n) is not None]
+    assert [n.name for n in tensors if "origin" not in n.meta.get("custom", {})] == []
     twice, again = run(names, once)
     if names != WHOLE:
         assert again == {}
@@ -85,7 +90,7 @@ def hold(names: str, recipe: Recipe) -> dict[str, float]:
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_pass_on_the_blocks_it_rewrites(name: str, kind: str) -> None:
-    hold(name, mixed(kind))
+    hold(f"{AFTER[name]},{name}" if name in AFTER else name, mixed(kind))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -96,12 +101,16 @@ def test_all_passes_on_each_kind_of_block(kind: str) -> None:
 def test_each_pass_finds_something_to_do() -> None:
     """The networks would prove nothing if a pass left them alone."""
     for name, kinds in RELEVANT.items():
-        assert any(run(name, captured(mixed(kind)).clone())[1] for kind in kinds), name
+        ready = (captured(mixed(kind)).clone() for kind in kinds)
+        ready = (run(AFTER[name], program)[0] if name in AFTER else program for program in ready)
+        assert any(run(name, program)[1] for program in ready), name
     assert set(RELEVANT) == set(EXACT)
 
 
 @given(recipe=recipes())
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
 def test_all_passes_on_random_networks(recipe: Recipe) -> None:
     hold(WHOLE, recipe)
 
