@@ -67,9 +67,7 @@ def set_weight(program: Program, node: fx.Node, value: Tensor) -> None:
     node.meta["val"] = _meta_like(node, value)
 
 
-def add_weight(
-    program: Program, name: str, value: Tensor, before: fx.Node, origin: str | None = None
-) -> fx.Node:
+def add_weight(program: Program, name: str, value: Tensor, before: fx.Node, origin: str | None = None) -> fx.Node:
     """A new weight under `name` (made unique) and the `get_attr` node that reads it, placed before `before`.
 
     `origin` is the teacher's weight that it comes from, if one does.
@@ -193,8 +191,4 @@ def _meta_like(node: fx.Node, value: Tensor) -> Tensor:
     if fake is None:
         fake = next((v for n in node.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)), None)
     mode = getattr(fake, "fake_mode", None)
-    return (
-        mode.from_tensor(value.detach(), static_shapes=True)
-        if mode is not None
-        else value.detach().to("meta")
-    )
+    return mode.from_tensor(value.detach(), static_shapes=True) if mode is not None else value.detach().to("meta")

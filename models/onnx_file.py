@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,9 @@ def parse(
 
     model = load(path)
     opset = opset_of(path, model)
-    program, module = imported(path, model, opset, inputs or {}, seed, fixed or {})
-    error = import_check(path, program, seed, fixed or {}, module)
+    with _one_thread():
+        program, module = imported(path, model, opset, inputs or {}, seed, fixed or {})
+        error = import_check(path, program, seed, fixed or {}, module)
     producer = text_safe(f"{model.producer_name} {model.producer_version}".strip() or "unknown")
     folded = len(module.folded_nodes)
     notes = (
@@ -193,6 +195,19 @@ def _captured(
         return Program.capture(module, named, dynamic_batch=batch is not None), module
     except Refusal as refusal:
         raise Unsupported(path, [str(refusal)]) from refusal
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: small tensors gain nothing from more, and sums come out in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _line(error: BaseException) -> str:

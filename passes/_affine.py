@@ -110,9 +110,7 @@ class Affine:
     def shift(self, program: Program) -> Tensor:
         """The bias in float64, zeros when there is none."""
         value = weight(program, self.bias)
-        return (
-            torch.zeros(self.channels_out, dtype=torch.float64) if value is None else value.detach().double()
-        )
+        return torch.zeros(self.channels_out, dtype=torch.float64) if value is None else value.detach().double()
 
 
 def affine(program: Program, node: Any) -> Affine | None:
@@ -142,9 +140,7 @@ def affine(program: Program, node: Any) -> Affine | None:
 def shared(found: Affine, readers: Readers) -> str | None:
     """Why the layer's weights may not be changed: someone else reads them too. None when they may."""
     for part in (found.weight, found.bias):
-        others = (
-            [n for n in readers.get(str(part.target), ()) if n is not found.node] if part is not None else []
-        )
+        others = [n for n in readers.get(str(part.target), ()) if n is not found.node] if part is not None else []
         if others:
             return f"{part and part.target} is shared with {others[0].name}"
     return None

@@ -74,11 +74,7 @@ class CommonSubexpressions(Pass):
 def _repeatable(node: fx.Node) -> bool:
     if node.target in ARITHMETIC:
         return True
-    if (
-        not isinstance(node.target, OpOverload)
-        or node.target._schema.is_mutable
-        or node.meta.get("val") is None
-    ):
+    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable or node.meta.get("val") is None:
         return False
     if node.target in RANDOM_UNLESS_OFF:
         name, off = RANDOM_UNLESS_OFF[node.target]
@@ -95,9 +91,7 @@ def _weight_key(program: Program, node: fx.Node) -> Hashable:
 
 
 def _bytes(value: Tensor) -> bytes:
-    return (
-        value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-    )
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
 
 
 def _key(value: Any, numbers: dict[fx.Node, Hashable]) -> Hashable:

@@ -59,9 +59,7 @@ class FoldConstants(Pass):
             return program
         constant: set[fx.Node] = set()
         for node in program.graph.graph.nodes:
-            if weight(program, node) is not None or (
-                node.op == "call_function" and _foldable(node, constant)
-            ):
+            if weight(program, node) is not None or (node.op == "call_function" and _foldable(node, constant)):
                 constant.add(node)
         for node in list(program.graph.graph.nodes):
             if node.target in ASSERTS and all(n in constant for n in node.all_input_nodes):
@@ -116,9 +114,7 @@ def _cone(node: fx.Node) -> list[fx.Node]:
         if current in found:
             continue
         found.add(current)
-        stack.extend(
-            current.all_input_nodes[1:] if current.target in (*LIKE, *NEW) else current.all_input_nodes
-        )
+        stack.extend(current.all_input_nodes[1:] if current.target in (*LIKE, *NEW) else current.all_input_nodes)
     return sorted(found)
 
 

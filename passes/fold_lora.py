@@ -73,13 +73,7 @@ def _fold(program: Program, node: fx.Node, base_node: Any, delta: Any, readers: 
         delta = step[0]
     up = affine(program, delta)
     down = affine(program, up.source) if up is not None else None
-    if (
-        up is None
-        or down is None
-        or down.source is not base.source
-        or not up.pointwise
-        or up.node is base.node
-    ):
+    if up is None or down is None or down.source is not base.source or not up.pointwise or up.node is base.node:
         return ""
     if reason := _differs(base, down, up):
         return reason

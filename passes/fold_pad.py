@@ -90,9 +90,7 @@ def _average(user: fx.Node, added: Sequence[int]) -> tuple[object, ...] | str:
     spatial = AVERAGE[user.target]  # type: ignore[index]
 
     def ints(name: str) -> list[int]:
-        values = (
-            [int(v) for v in argument(user, name)] if isinstance(argument(user, name), (list, tuple)) else []
-        )
+        values = [int(v) for v in argument(user, name)] if isinstance(argument(user, name), (list, tuple)) else []
         values = values or ([int(argument(user, name))] if isinstance(argument(user, name), int) else [])
         return values * spatial if len(values) == 1 else values
 

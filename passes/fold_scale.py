@@ -91,9 +91,7 @@ class FoldScale(Pass):
         return program
 
 
-def scale_and_shift(
-    program: Program, node: fx.Node, axis: int, channels: int
-) -> tuple[fx.Node, Tensor, Tensor] | None:
+def scale_and_shift(program: Program, node: fx.Node, axis: int, channels: int) -> tuple[fx.Node, Tensor, Tensor] | None:
     """A node in `SCALES` as `scale * x + shift` along `axis`: x, and both as float64 `[channels]`."""
     if node.target is aten.neg.default:
         x, pair = node.args[0], _pair(node, torch.tensor(1.0), True)
@@ -183,9 +181,7 @@ def _into_after(program: Program, node: fx.Node, readers: Readers, reasons: dict
     return True
 
 
-def _scale_inputs(
-    program: Program, found: list[Affine], pair: tuple[Tensor, Tensor], readers: Readers
-) -> str | None:
+def _scale_inputs(program: Program, found: list[Affine], pair: tuple[Tensor, Tensor], readers: Readers) -> str | None:
     """Fold a scale and shift of their common input into every layer, or into none and say why."""
     changes = []
     for each in found:

@@ -194,6 +194,4 @@ def _settle(program: Program, node: fx.Node) -> None:
         value, given = node.meta["val"], shape(node.args[0])
         if given is None or value.device != node.args[0].meta["val"].device:  # type: ignore[union-attr]
             return
-        replace(
-            program, node, call(program, aten._to_copy.default, (node.args[0],), node, {"dtype": value.dtype})
-        )
+        replace(program, node, call(program, aten._to_copy.default, (node.args[0],), node, {"dtype": value.dtype}))

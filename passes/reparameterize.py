@@ -78,9 +78,7 @@ def _tree(root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     """What a tree of sums adds up, first to last, as often as it is added, and the inner sums."""
     leaves: list[fx.Node] = []
     sums: list[fx.Node] = []
-    stack = list(
-        reversed(root.all_input_nodes if len(root.all_input_nodes) == 2 else root.all_input_nodes * 2)
-    )
+    stack = list(reversed(root.all_input_nodes if len(root.all_input_nodes) == 2 else root.all_input_nodes * 2))
     while stack:
         node = stack.pop()
         outer = only_user(node)
@@ -92,15 +90,10 @@ def _tree(root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     return leaves, sums
 
 
-def _merge(
-    program: Program, leaves: list[fx.Node], source: fx.Node, readers: Readers, ctx: Context
-) -> list[fx.Node]:
+def _merge(program: Program, leaves: list[fx.Node], source: fx.Node, readers: Readers, ctx: Context) -> list[fx.Node]:
     """Merge the leaves that read `source` into the one with the largest kernel; returns what is left."""
     branches = [
-        b
-        for leaf in leaves
-        if leaves.count(leaf) == 1 or leaf is source
-        if (b := _branch(program, leaf, source))
+        b for leaf in leaves if leaves.count(leaf) == 1 or leaf is source if (b := _branch(program, leaf, source))
     ]
     convs = [b.conv for b in branches if b.conv is not None]
     if not convs or len(branches) < 2:
@@ -159,9 +152,7 @@ def _misfit(branch: _Branch, target: Affine, readers: Readers) -> str | None:
     found = branch.conv
     if found is None:
         if branch.scale is not None and not target.spatial:
-            return (
-                "its channels are not those of a linear layer" if len(shape(target.node) or ()) != 2 else None
-            )
+            return "its channels are not those of a linear layer" if len(shape(target.node) or ()) != 2 else None
         if target.channels_in != target.channels_out or (target.spatial and target.ints("stride") != ones):
             return f"{target.node.name} does not keep places and channels"
         kernel, padding, dilation = (

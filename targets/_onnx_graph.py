@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -56,6 +56,47 @@ class Graph:
         del self.proto.node[:], self.proto.initializer[:]
         self.proto.node.extend(kept)
         self.proto.initializer.extend(constants)
+
+
+def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give the outputs their names; an inner value that has one of these names already gets another.
+
+    torch.onnx's own `output_names` does not look, and writes a file in which one name stands for two values. A value
+    that is returned twice, or is an input too, gets an Identity for each further name.
+    """
+    graph = model.graph
+    given = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Identity" and n.output[0] in given]:
+        graph.node.remove(node)  # what torch.onnx writes for an input that is returned: Identity of x, called x
+    taken = {o for n in graph.node for o in n.output} | {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    old = [o.name for o in graph.output]
+    renamed: dict[str, str] = {}
+    for name in names:
+        if name in taken and name not in old:
+            renamed[name] = _free(f"{name}_value", taken)
+    extra = []
+    for index, (before, name) in enumerate(zip(old, names, strict=True)):
+        if before == name:
+            continue
+        if before in given or before in old[:index]:
+            extra.append(helper.make_node("Identity", [renamed.get(before, before)], [name], name=f"{name}_identity"))
+        else:
+            renamed[before] = name
+    for node in graph.node:
+        node.input[:] = [renamed.get(i, i) for i in node.input]
+        node.output[:] = [renamed.get(o, o) for o in node.output]
+    for value in graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+    for output, name in zip(graph.output, names, strict=True):
+        output.name = name
+    graph.node.extend(extra)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"{name}_"
+    taken.add(name)
+    return name
 
 
 def pool_globally(model: onnx.ModelProto) -> None:

@@ -51,6 +51,8 @@ class Onnx(Target):
         reasons: dict[str, str] = {}
         for node in program.graph.graph.nodes:
             if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+                if not node.target._schema.returns:
+                    continue  # an assertion: the exporter drops it
                 known = registry.is_registered(node.target) or _decomposes(node.target)
                 if not known:
                     reasons[node.name] = f"{layer(node)}: {op_name(node)} ({node.name}) has no ONNX form"
@@ -65,11 +67,12 @@ class Onnx(Target):
         with quiet():
             exported = torch.onnx.export(
                 program.exported(), (), dynamo=True, verbose=False, optimize=True, opset_version=self.opset,
-                input_names=list(program.input_names), output_names=list(program.output_names),
+                input_names=list(program.input_names),
             )  # fmt: skip
         assert exported is not None
         model = cast("onnx.ModelProto", exported.model_proto)
         notes: list[str] = []
+        _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
         _onnx_graph.transpose_weights(model)

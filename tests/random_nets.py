@@ -30,9 +30,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
                 if module.running_var is not None:
                     module.running_var[0] = 1e-3
                 if module.weight is not None:
-                    module.weight.copy_(
-                        draw(module.weight, 0.2, 1.2) * torch.where(draw(module.weight) < 0, -1, 1)
-                    )
+                    module.weight.copy_(draw(module.weight, 0.2, 1.2) * torch.where(draw(module.weight) < 0, -1, 1))
                     module.weight[0] *= 0.1
     return model.eval()
 
@@ -41,9 +39,7 @@ class ConvBn(nn.Module):
     def __init__(self, kernel: int, groups: int, dilation: int, bias: bool, inplace: bool) -> None:
         super().__init__()
         pad = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(
-            CHANNELS, CHANNELS, kernel, padding=pad, groups=groups, dilation=dilation, bias=bias
-        )
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, kernel, padding=pad, groups=groups, dilation=dilation, bias=bias)
         self.bn = nn.BatchNorm2d(CHANNELS, affine=groups != 2)
         self.act = nn.ReLU(inplace=inplace)
 
@@ -58,9 +54,7 @@ class BnConv(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(CHANNELS)
         self.shift = shift
-        self.conv = nn.Conv2d(
-            CHANNELS, CHANNELS, 3 if padded else 1, padding=int(padded), groups=groups, bias=again
-        )
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3 if padded else 1, padding=int(padded), groups=groups, bias=again)
         self.other = nn.Conv2d(CHANNELS, CHANNELS, 1) if again else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,13 +188,7 @@ class Layout(nn.Module):
             case 1:
                 return self.linear(x.flatten(2).transpose(1, 2)).transpose(2, 1).reshape(b, c, h, w)
             case 2:
-                return (
-                    F.gelu(x.view(b, c, -1))
-                    .view(b, 2, -1, h, w)
-                    .reshape(b, c, h * w)
-                    .unsqueeze(1)
-                    .view(b, c, h, w)
-                )
+                return F.gelu(x.view(b, c, -1)).view(b, 2, -1, h, w).reshape(b, c, h * w).unsqueeze(1).view(b, c, h, w)
             case 3:
                 return self.linear(self.norm(x.permute(0, 2, 3, 1))).movedim(-1, 1)
             case 4:
@@ -230,9 +218,7 @@ class Twice(nn.Module):
             case 2:
                 return self.other(self.conv(x)) + self.bn(self.conv(x))
             case _:
-                return torch.cat([torch.relu(x), x[:, :0], torch.relu(x)], 1)[:, :CHANNELS] + x * x.new_ones(
-                    1
-                )
+                return torch.cat([torch.relu(x), x[:, :0], torch.relu(x)], 1)[:, :CHANNELS] + x * x.new_ones(1)
 
 
 class Nothing(nn.Module):
@@ -261,9 +247,7 @@ class Nothing(nn.Module):
 
 
 KINDS = {
-    "conv_bn": lambda a: ConvBn(
-        [1, 3, 5][a % 3], [1, 2, 4][a // 3 % 3], 1 + a // 9 % 2, a % 2 == 0, a % 4 == 0
-    ),
+    "conv_bn": lambda a: ConvBn([1, 3, 5][a % 3], [1, 2, 4][a // 3 % 3], 1 + a // 9 % 2, a % 2 == 0, a % 4 == 0),
     "bn_conv": lambda a: BnConv(a % 2 == 0, [1, 2][a // 2 % 2], a % 5 == 0, a % 3 == 0),
     "up": lambda a: Up([1, 2][a % 2], a % 3 == 0),
     "repvgg": lambda a: RepVgg([1, 2, 4][a % 3], a % 2 == 0, a // 2 % 3, 1 + a // 3 % 4),

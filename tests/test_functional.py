@@ -12,7 +12,7 @@ from edgecompile.functional import first_write, functional, mutates, restore_bat
 
 
 class Writes(nn.Module):
-    """Each way to write: on a fresh value that is read before and after, through a slice, through a view, behind dropout."""
+    """Each way to write: on a value that is read before and after, through a slice, a view, behind dropout."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -97,9 +97,7 @@ def test_a_call_inherits_provenance_and_knows_its_shape(program: Program) -> Non
     assert rewrite.same_type(relu, relu.args[0])
     assert not rewrite.same_type(relu, new)
     assert not rewrite.same_type(relu, 1)
-    wide = rewrite.call(
-        program, aten._to_copy.default, (relu,), program.outputs()[0], {"dtype": torch.float64}
-    )
+    wide = rewrite.call(program, aten._to_copy.default, (relu,), program.outputs()[0], {"dtype": torch.float64})
     assert not rewrite.same_type(relu, wide)
 
 

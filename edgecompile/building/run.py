@@ -113,7 +113,9 @@ def _run(
     recorded = _recorded(options.decisions)
     passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
-    reasons = job.target.refuse(teacher.program)
+    exact, lossy = _split(passes)
+    baseline, _ = PassManager(exact).run(teacher.program, Context(teacher.program, job.device, job.target))
+    reasons = job.target.refuse(baseline)
     if reasons:
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:
@@ -139,10 +141,8 @@ def _run(
         teacher.program, job.device, job.target, calib, _data(options.train, teacher.train, teacher, options), options.seed,
         budgets.drop_pp, shop.drop_pp if evaluate is not None else None,
     )  # fmt: skip
-    exact, lossy = _split(passes)
     manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, evaluate))
     program, steps = manager.run(teacher.program, context, shop)
-    baseline, _ = PassManager(exact).run(teacher.program, context)
     reasons = job.target.refuse(program)
     if reasons:
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)

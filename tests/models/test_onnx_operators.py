@@ -23,6 +23,15 @@ from edgecompile.program import Program
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from more threads, and lose much where other tests run beside them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def cases() -> list[Any]:
     """Every test case of every operator that the onnx package ships: a model, inputs, wanted outputs."""

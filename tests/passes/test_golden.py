@@ -36,7 +36,10 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         Small(lambda m, x: m.b(m.c(x)), c=nn.Conv2d(4, 4, 3, bias=False), b=nn.BatchNorm2d(4)),
         IMAGE,
     ),
-    "fold_scale": (Small(lambda m, x: (m.l(x) * 3 + 2) / m.b.running_var, l=nn.Linear(8, 8), b=nn.BatchNorm1d(8)), ROWS),
+    "fold_scale": (
+        Small(lambda m, x: (m.l(x) * 3 + 2) / m.b.running_var, l=nn.Linear(8, 8), b=nn.BatchNorm1d(8)),
+        ROWS,
+    ),
     "fold_lora": (
         Small(
             lambda m, x: m.base(x) + 2.0 * m.b(m.a(x)),

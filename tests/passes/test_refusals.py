@@ -1,5 +1,8 @@
 """Each reason for which an exact pass leaves something as it is: the note that says so, and outputs that stay equal."""
 
+# the table reads better with a case a line
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -128,7 +131,11 @@ def test_refusal(name: str, model: Callable[[], nn.Module], sizes: tuple[int, ..
 
 
 def test_a_constant_larger_than_what_it_replaces_is_computed_each_time() -> None:
-    program = Program.capture(net(lambda m, x: x + torch.arange(8 * 40_000).view(40_000, 8).float().cumsum(0))(), (torch.zeros(40_000, 8),), False)
+    program = Program.capture(
+        net(lambda m, x: x + torch.arange(8 * 40_000).view(40_000, 8).float().cumsum(0))(),
+        (torch.zeros(40_000, 8),),
+        False,
+    )
     ctx = Context(teacher=program)
     program = make("remove_identity").run(program, Context(teacher=program)).retraced()
     before = str(program)
@@ -138,7 +145,9 @@ def test_a_constant_larger_than_what_it_replaces_is_computed_each_time() -> None
 
 
 def test_layer_norm_goes_into_the_linear_layers_on_request() -> None:
-    model = net(lambda m, x: m.a(y := m.n(x)) + m.b(y).relu(), n=nn.LayerNorm(8), a=nn.Linear(8, 8), b=nn.Linear(8, 8, False))
+    model = net(
+        lambda m, x: m.a(y := m.n(x)) + m.b(y).relu(), n=nn.LayerNorm(8), a=nn.Linear(8, 8), b=nn.Linear(8, 8, False)
+    )
     x = torch.randn(TOKENS, generator=torch.Generator().manual_seed(0))
     program = Program.capture(model(), (x,))
     ctx = Context(teacher=program)
@@ -147,3 +156,35 @@ def test_layer_norm_goes_into_the_linear_layers_on_request() -> None:
     assert {"n.weight", "n.bias"} & set(after.weights()) == set()
     assert worst(after(x), program(x)) < 1e-5
     assert FoldScale().run(program.clone(), ctx).retraced().weights().keys() == program.weights().keys()
+
+
+def after(name: str, model: nn.Module, sizes: tuple[int, ...]) -> tuple[Program, Program]:
+    program = Program.capture(randomise(model, 0), (torch.randn(sizes, generator=torch.Generator().manual_seed(0)),))
+    return program, make(name).run(program.clone(), Context(teacher=program)).retraced()
+
+
+def test_transposes_are_composed_in_their_order() -> None:
+    program, joined = after(
+        "cancel_transposes", Small(lambda m, x: x.permute(0, 2, 3, 1).transpose(1, 2)), (2, 3, 4, 5)
+    )
+    assert "permute(%x, [0, 3, 2, 1])" in str(joined)
+    assert torch.equal(joined(*program.inputs)[0], program(*program.inputs)[0])
+
+
+def test_a_pad_that_adds_and_cuts_is_a_shift_and_stays() -> None:
+    program, same = after("remove_identity", Small(lambda m, x: F.pad(x, (1, -1))), ROWS)
+    assert torch.equal(same(*program.inputs)[0], program(*program.inputs)[0])
+    assert "pad(%x, [1, -1])" in str(same)
+
+
+@pytest.mark.parametrize("name", ["fold_constants", "common_subexpressions"])
+def test_uninitialised_memory_is_neither_stored_nor_shared(name: str) -> None:
+    model = Small(lambda m, x: x + torch.empty(8) * 0 + torch.empty(8) * 0)
+    assert str(after(name, model, ROWS)[1]).count("empty.memory_format") == 2
+
+
+def test_new_biases_name_the_weight_of_the_teacher_that_they_come_from() -> None:
+    model = Small(lambda m, x: m.b(m.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 4, bias=False))
+    assert after("merge_linear", model, ROWS)[1].origin == {"b.weight": "b.weight", "b.bias": "a.bias"}
+    model = Small(lambda m, x: m.n(m.c(x)), c=conv(4, 4, 1, bias=False), n=BN(4))
+    assert after("fold_bn", model, IMAGE)[1].origin == {"c.weight": "c.weight", "c.bias": "n.bias"}
