@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores; torch is not imported yet
+
 
 @pytest.fixture(scope="session")
 def apt_tool() -> Callable[[str, str], str]:

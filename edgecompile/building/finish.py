@@ -68,7 +68,7 @@ def finish(
     golden = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
     facts = {
         "edgecompile": __version__, "target": job.name, "device": job.device.name, "pipeline": text, "teacher": teacher.digest,
-        "preprocessing": dict(teacher.preprocessing), "versions": dict(shop.versions), "batch": shop.batch, "threads": job.threads,
+        "preprocessing": portable(teacher.preprocessing), "versions": dict(shop.versions), "batch": shop.batch, "threads": job.threads,
         "trusted_model": job.options.trust_model, "golden": job.options.golden,
     }  # fmt: skip
     files = _publish(out, job, final, fixed, golden, facts, code)
@@ -101,7 +101,7 @@ def finish(
         verify=verify,
         decisions=_decisions(shop, chosen, why),
         notes=(*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)),
-        preprocessing=teacher.preprocessing,
+        preprocessing=portable(teacher.preprocessing),
         golden=job.options.golden,
         machine={**machine(), "fingerprint": fingerprint()},
         versions=shop.versions,
@@ -252,6 +252,17 @@ def _rounds(samples: Mapping[str, Samples]) -> Rounds | None:
 def _decisions(shop: Workshop, chosen: str, why: str) -> tuple[Decision, ...]:
     made = tuple(Decision(k, v, "measured on this machine") for k, v in sorted(shop.decisions.items()))
     return (Decision("pipeline", chosen, why), *made)
+
+
+def portable(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing with absolute paths (a tokenizer's) cut to the file's name: a manifest names no machine."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {k: plain(v) for k, v in preprocessing.items()}
 
 
 def _data_notes(evaluate: Dataset | None) -> tuple[str, ...]:

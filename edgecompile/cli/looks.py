@@ -65,13 +65,15 @@ def explain(
     json_: Json = False,
 ) -> int:
     """Explain a pass, a target, an operator or a safety rule."""
-    from edgecompile.ingest import RULES
+    from edgecompile.ingest import RULES as INGEST
+    from edgecompile.models.hf_folder import RULES as FOLDER
     from edgecompile.passes import PASSES
     from edgecompile.targets import TARGETS
 
+    rules = {**INGEST, **FOLDER}
     kind, text = "", ""
-    if name.upper() in RULES:
-        kind, text = "rule", RULES[name.upper()]
+    if name.upper() in rules:
+        kind, text = "rule", rules[name.upper()]
     elif name in PASSES:
         kind, text = "pass", _class_text(PASSES[name])
     elif name in TARGETS:
@@ -81,7 +83,7 @@ def explain(
         kind = "operator"
     if not text:
         raise errors.SpecError(
-            f"explain: nothing is called {name!r}{errors.near(name, [*PASSES, *TARGETS, *RULES])}"
+            f"explain: nothing is called {name!r}{errors.near(name, [*PASSES, *TARGETS, *rules])}"
         )
     if json_:
         sys.stdout.write(json.dumps({"kind": kind, "name": name, "text": text}, indent=2) + "\n")
