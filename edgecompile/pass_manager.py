@@ -115,9 +115,7 @@ class PassManager:
     apply: Callable[[Pass, Program, Context], Program] = lambda one, program, ctx: one.run(program, ctx)
     """How one pass is run; a build puts its cache here."""
 
-    def run(
-        self, program: Program, context: Context, pricer: Pricer | None = None
-    ) -> tuple[Program, list[Step]]:
+    def run(self, program: Program, context: Context, pricer: Pricer | None = None) -> tuple[Program, list[Step]]:
         """The last program and how each step went; the caller's program is never changed."""
         steps: list[Step] = []
         index = 0
@@ -204,9 +202,7 @@ def parse_one(call: Call, known: Mapping[str, Any], what: str) -> Any:
     """One word with its options to an object of the class that a table (`name -> "module:Class"`) or name gives."""
     entry = known.get(call.name)
     if entry is None:
-        raise SpecError(
-            f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}"
-        )
+        raise SpecError(f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}")
     cls = import_object(entry, what) if isinstance(entry, str) else entry
     return make(cls, call.options, f"{what}: {call.name}")
 

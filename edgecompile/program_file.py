@@ -27,9 +27,7 @@ def save(program: Program, folder: Path) -> None:
     """Write `graph.json`, `weights.safetensors`, `inputs.safetensors` and `meta.json` into an existing folder."""
     exported = program.exported()
     bare = copy.copy(exported)
-    nothing = nn.Parameter(
-        torch.empty(0)
-    )  # serde would pickle the values; it only checks that the names are there
+    nothing = nn.Parameter(torch.empty(0))  # serde would pickle the values; it only checks that the names are there
     bare._state_dict = {
         name: nothing if isinstance(value, nn.Parameter) else nothing.detach()
         for name, value in exported.state_dict.items()
@@ -51,9 +49,7 @@ def save(program: Program, folder: Path) -> None:
     meta = {
         "format": FORMAT,
         "parameters": sorted(k for k, v in exported.state_dict.items() if isinstance(v, nn.Parameter)),
-        "dynamic_shapes": [
-            {str(axis): name for axis, name in axes.items()} for axes in program.dynamic_shapes or ()
-        ],
+        "dynamic_shapes": [{str(axis): name for axis, name in axes.items()} for axes in program.dynamic_shapes or ()],
         "static": program.dynamic_shapes is None,
         "output_names": list(program.output_names),
         "origin": dict(program.origin),

@@ -1,4 +1,4 @@
-"""Text and tables to frozen dataclasses, and back: pipelines, targets, devices, budgets. The one place that checks options.
+"""Text and tables to frozen dataclasses, and back; the one place that checks options.
 
 Pipeline text is a Python call list, `fold_bn, quantize(weights=int8, keep_float=("head.*",))`: bare words are strings,
 everything else is a Python literal. It is read with `ast` and never evaluated.
@@ -12,7 +12,7 @@ import keyword
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -86,8 +86,7 @@ def _value(item: ast.expr, where: str) -> Any:
 def show_calls(calls: Iterable[Call]) -> str:
     """The text that `parse_calls` reads back to the same calls."""
     return ", ".join(
-        call.name
-        + (f"({', '.join(f'{k}={_show(v)}' for k, v in call.options.items())})" if call.options else "")
+        call.name + (f"({', '.join(f'{k}={_show(v)}' for k, v in call.options.items())})" if call.options else "")
         for call in calls
     )
 
@@ -112,9 +111,7 @@ def make(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     missing = [
         name
         for name, f in fields.items()
-        if name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise SpecError(f"{where}: needs {', '.join(missing)}")
@@ -136,7 +133,7 @@ def options_of(value: Any) -> dict[str, Any]:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type `hint` wants it, else a one-line `SpecError`. An int passes for a float; nothing else bends."""
+    """`value` as the type `hint` wants it, else a one-line `SpecError`. An int passes for a float; nothing else bends."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -144,9 +141,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         if value not in arguments or isinstance(value, bool) != any(
             isinstance(a, bool) and a == value for a in arguments
         ):
-            raise SpecError(
-                f"{where}: {value!r} is not one of the choices{near(str(value), map(str, arguments))}"
-            )
+            raise SpecError(f"{where}: {value!r} is not one of the choices{near(str(value), map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -164,16 +159,11 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return tuple(checked(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
         if len(value) != len(arguments):
             raise SpecError(f"{where}: expected {len(arguments)} values, got {len(value)}")
-        return tuple(
-            checked(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
-        )
+        return tuple(checked(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise _mismatch(where, hint, value)
-        return {
-            checked(k, arguments[0], where): checked(v, arguments[1], f"{where}.{k}")
-            for k, v in value.items()
-        }
+        return {checked(k, arguments[0], where): checked(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
@@ -234,9 +224,7 @@ def parse_size(text: str) -> tuple[int | None, float | None]:
     """`4MB` as bytes (powers of ten; MiB for two), or `30%` of the teacher: `(bytes, percent)`, one of them None."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB|%)\s*", text)
     if not match or float(match[1]) <= 0:
-        raise SpecError(
-            f"--max-size {text!r}: expected a size or a share of the teacher, such as 4MB, 512KiB or 30%"
-        )
+        raise SpecError(f"--max-size {text!r}: expected a size or a share of the teacher, such as 4MB, 512KiB or 30%")
     if match[2] == "%":
         return None, float(match[1])
     return int(float(match[1]) * _SIZE_BYTES[match[2]]), None
@@ -275,15 +263,10 @@ def import_object(ref: str, what: str) -> Any:
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
-            raise SpecError(
-                f"{what} {ref!r}: {module_name} has no {part}{near(part, [n for n in dir(value) if not n.startswith('_')])}"
-            )
+            raise SpecError(f"{what} {ref!r}: {module_name} has no {part}{near(part, _public(value))}")
         value = getattr(value, part)
     return value
 
 
-def known_or_class(name: str, known: Mapping[str, str], what: str) -> Callable[..., Any]:
-    """The class behind a word of a table (`name -> "module:Class"`), imported now; raises `SpecError` with near spellings."""
-    if name not in known:
-        raise SpecError(f"unknown {what} {name!r}{near(name, known)}")
-    return cast("Callable[..., Any]", import_object(known[name], what))
+def _public(module: Any) -> list[str]:
+    return [name for name in dir(module) if not name.startswith("_")]

@@ -70,7 +70,7 @@ class Target(ABC):
 
     @abstractmethod
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
-        """Write the artifact into an existing, empty folder, with `metadata` inside where the format has a place for it.
+        """Write the artifact into an existing, empty folder, `metadata` inside where the format has a place for it.
 
         Raises `TargetError` that says what to install or mend. The same program and metadata give the same bytes.
         """

@@ -83,9 +83,7 @@ def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     first = torch.stack((cos, -sin, shift[:, 0]), 1)
     second = torch.stack((sin, cos, shift[:, 1]), 1)
-    grid = torch.nn.functional.affine_grid(
-        torch.stack((first, second), 1), list(pictures.shape), align_corners=False
-    )
+    grid = torch.nn.functional.affine_grid(torch.stack((first, second), 1), list(pictures.shape), align_corners=False)
     return torch.nn.functional.grid_sample(pictures, grid, align_corners=False)
 
 

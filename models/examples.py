@@ -42,9 +42,7 @@ def parse_inputs(texts: Sequence[str]) -> dict[str, Tensor]:
     for text in texts:
         match = re.fullmatch(r"([A-Za-z_][\w.]*)=(\d+(?:x\d+)*|scalar)(?::(\w+))?", text.strip())
         if match is None:
-            raise SpecError(
-                f"--input {text!r} is not NAME=1x3x224x224:float32 (sizes joined by x; dtype optional)"
-            )
+            raise SpecError(f"--input {text!r} is not NAME=1x3x224x224:float32 (sizes joined by x; dtype optional)")
         name, sizes, kind = match[1], match[2], match[3] or "float32"
         if kind not in _DTYPES:
             raise SpecError(f"--input {name}: unknown dtype {kind!r}{near(kind, _DTYPES)}")
@@ -55,16 +53,12 @@ def parse_inputs(texts: Sequence[str]) -> dict[str, Tensor]:
         for size in shape:
             elements *= size
         if not 0 < elements <= _MAX_ELEMENTS:
-            raise SpecError(
-                f"--input {name}: {sizes} has {elements} elements; 1 to {_MAX_ELEMENTS} are taken"
-            )
+            raise SpecError(f"--input {name}: {sizes} has {elements} elements; 1 to {_MAX_ELEMENTS} are taken")
         dtype = _DTYPES[kind]
         if dtype.is_floating_point:
             found[name] = torch.rand(shape, generator=generator).to(dtype)
         else:
-            found[name] = (
-                torch.ones(shape, dtype=dtype) if dtype == torch.bool else torch.zeros(shape, dtype=dtype)
-            )
+            found[name] = torch.ones(shape, dtype=dtype) if dtype == torch.bool else torch.zeros(shape, dtype=dtype)
     return found
 
 

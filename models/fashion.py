@@ -45,9 +45,7 @@ def read_idx(path: Path, rank: int) -> Tensor:
             for size in sizes:
                 count *= size
             if head[:4] != bytes((0, 0, 8, rank)) or not 0 < count <= 1 << 28:
-                raise InputError(
-                    f"{path}: not an IDX file of bytes with {rank} axes (begins with {head[:4].hex()})"
-                )
+                raise InputError(f"{path}: not an IDX file of bytes with {rank} axes (begins with {head[:4].hex()})")
             values = file.read(count + 1)
     except FileNotFoundError as error:
         raise InputError(

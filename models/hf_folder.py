@@ -49,9 +49,7 @@ class _Vision(nn.Module):
         return _tensors(self.model(pixel_values=pixel_values), self.drop)
 
 
-def read_folder(
-    folder: Path, inputs: Mapping[str, Tensor] | None = None, length: int = LENGTH
-) -> dict[str, Any]:
+def read_folder(folder: Path, inputs: Mapping[str, Tensor] | None = None, length: int = LENGTH) -> dict[str, Any]:
     """The model, its example inputs (batch of 2), `preprocessing`, `classes` and `notes`.
 
     `inputs` replace the examples that are otherwise made from the configuration. Raises `Refused` for code
@@ -74,11 +72,7 @@ def read_folder(
             preprocessing["image"] = image.as_dict()
         return _result(_Vision(model, drop), examples, preprocessing, config, notes)
     takes = inspect.signature(model.forward).parameters
-    if (
-        main != "input_ids"
-        or "attention_mask" not in takes
-        or getattr(model.config, "is_encoder_decoder", False)
-    ):
+    if main != "input_ids" or "attention_mask" not in takes or getattr(model.config, "is_encoder_decoder", False):
         raise InputError(
             f"{folder}: a {type(model).__name__} takes {main or 'unknown inputs'}, of a shape that"
             " config.json does not tell:"
@@ -133,9 +127,7 @@ def _no_code(config: Mapping[str, Any], folder: Path) -> None:
     if "quantization_config" in config:
         raise InputError(f"{where}: already quantized (quantization_config): give the float model")
     if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"{folder}: holds an adapter (adapter_config.json): merge it into its model and save that"
-        )
+        raise InputError(f"{folder}: holds an adapter (adapter_config.json): merge it into its model and save that")
 
 
 def _safetensors(folder: Path) -> None:
@@ -149,14 +141,10 @@ def _safetensors(folder: Path) -> None:
         names = sorted({str(name) for name in shards.values()})
         for name in names:
             if name != Path(name).name or not name.endswith(".safetensors"):
-                raise Refused(
-                    "EC-HF-003", str(index), "plain names", text_safe(name), "there is no way round"
-                )
+                raise Refused("EC-HF-003", str(index), "plain names", text_safe(name), "there is no way round")
         files = [folder / name for name in names]
         if missing := [file.name for file in files if not file.is_file()]:
-            raise InputError(
-                f"{index}: names {missing[0]}, which is not there ({len(missing)} such): copy it too"
-            )
+            raise InputError(f"{index}: names {missing[0]}, which is not there ({len(missing)} such): copy it too")
     elif not files[0].exists():
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         if pickles:
@@ -205,18 +193,14 @@ def _model(folder: Path, config: Mapping[str, Any]) -> tuple[Any, frozenset[str]
     lost = [key for key in missing if "pooler" not in key.split(".")]
     if lost or wrong:
         listed = ", ".join(text_safe(key) for key in (lost + wrong)[:5])
-        raise InputError(
-            f"{folder}: the weights lack or misfit {len(lost) + len(wrong)} tensors of {name}: {listed}"
-        )
+        raise InputError(f"{folder}: the weights lack or misfit {len(lost) + len(wrong)} tensors of {name}: {listed}")
     drop = frozenset({"pooler_output"}) if missing else frozenset()
     return model.eval(), drop, ["pooler_output left out: the folder has no weights for it"] if missing else []
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return InputError(
-        f"{folder}: transformers cannot read it: {type(error).__name__}: {text_safe(line, 240)}"
-    )
+    return InputError(f"{folder}: transformers cannot read it: {type(error).__name__}: {text_safe(line, 240)}")
 
 
 @contextmanager
@@ -237,11 +221,7 @@ def _quiet() -> Iterator[None]:
 
 def _image(folder: Path) -> Image | None:
     path = folder / "preprocessor_config.json"
-    return (
-        image_from_huggingface(path)
-        if path.is_file() and "input" not in _json(path) and _is_image(path)
-        else None
-    )
+    return image_from_huggingface(path) if path.is_file() and "input" not in _json(path) and _is_image(path) else None
 
 
 def _is_image(path: Path) -> bool:
@@ -259,18 +239,14 @@ def _picture(model: Any, image: Image | None, folder: Path) -> tuple[int, int, i
             return channels, side, side
         case [int(height), int(width)]:
             return channels, height, width
-    raise InputError(
-        f"{folder}: the size of its pictures is in no file: give --input pixel_values=1x3x224x224:float32"
-    )
+    raise InputError(f"{folder}: the size of its pictures is in no file: give --input pixel_values=1x3x224x224:float32")
 
 
 def _positions(config: Any) -> int:
     """How many tokens the position table has, less RoBERTa's offset for padding."""
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or LENGTH
     offset = (
-        int(config.pad_token_id) + 1
-        if limit % 64 and isinstance(getattr(config, "pad_token_id", None), int)
-        else 0
+        int(config.pad_token_id) + 1 if limit % 64 and isinstance(getattr(config, "pad_token_id", None), int) else 0
     )
     return max(1, int(limit) - offset)
 

@@ -55,9 +55,7 @@ def load(
     if not allow_nonfinite:
         check_finite(teacher.program, ref)
     if prepared is not None:
-        teacher = dataclasses.replace(
-            teacher, preprocessing={**teacher.preprocessing, "image": prepared.as_dict()}
-        )
+        teacher = dataclasses.replace(teacher, preprocessing={**teacher.preprocessing, "image": prepared.as_dict()})
     return teacher
 
 
@@ -90,9 +88,7 @@ def _folder(path: Path, examples: Mapping[str, Tensor]) -> Teacher:
     from edgecompile.models.hf_folder import read_folder
 
     if not (path / "config.json").is_file():
-        raise InputError(
-            f"{path}: a folder without config.json is no Hugging Face folder; a model is {FORMS}"
-        )
+        raise InputError(f"{path}: a folder without config.json is no Hugging Face folder; a model is {FORMS}")
     found = read_folder(path, examples or None)
     program = _captured(str(path), found["model"], found["inputs"])
     return Teacher(
@@ -109,8 +105,7 @@ def _file(path: Path, weights: Path | None, examples: Mapping[str, Tensor], trus
     suffix = path.suffix.lower()
     if suffix in _ELSEWHERE:
         raise InputError(
-            f"{path}: {suffix} files are not read: export the model to ONNX with {_ELSEWHERE[suffix]}"
-            " and give that"
+            f"{path}: {suffix} files are not read: export the model to ONNX with {_ELSEWHERE[suffix]} and give that"
         )
     if suffix == ".py":
         raise InputError(f"{path}: say which function of it returns the model: {path}:function")
@@ -131,9 +126,7 @@ def _file(path: Path, weights: Path | None, examples: Mapping[str, Tensor], trus
         args["inputs"] = {name: list(tensor.shape) for name, tensor in examples.items()}
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as folder:
         program = program_file.load(parse_in_child(vetted.kind, args, Path(folder) / "program"))
-    return Teacher(
-        name=path.stem, program=program, digest=digest_of(program), notes=(*vetted.notes, *program.notes)
-    )
+    return Teacher(name=path.stem, program=program, digest=digest_of(program), notes=(*vetted.notes, *program.notes))
 
 
 def _function(ref: str, weights: Path | None, examples: Mapping[str, Tensor], trust: bool) -> Teacher:
@@ -143,9 +136,7 @@ def _function(ref: str, weights: Path | None, examples: Mapping[str, Tensor], tr
             made = made()
         except EdgeCompileError:
             raise
-        except (
-            Exception
-        ) as error:  # the user's own code: its message, where it was called, and the cause chained
+        except Exception as error:  # the user's own code: its message, where it was called, and the cause chained
             raise InputError(f"{ref}: raised {type(error).__name__}: {error}") from error
     if isinstance(made, Teacher):
         _alone(ref, "returns a teacher with its own weights and inputs", weights, examples)
@@ -160,14 +151,12 @@ def _function(ref: str, weights: Path | None, examples: Mapping[str, Tensor], tr
         given = (given,)
     if given is not None and not isinstance(given, (tuple, list, dict)):
         raise InputError(
-            f"{ref}: its example inputs are a {type(given).__name__}; a tuple or a dict of tensors is"
-            " expected"
+            f"{ref}: its example inputs are a {type(given).__name__}; a tuple or a dict of tensors is expected"
         )
     inputs = dict(examples) or given
     if not inputs:
         raise InputError(
-            f"{ref}: returned no example inputs: return (module, inputs), or say --input"
-            " NAME=1x3x224x224:float32"
+            f"{ref}: returned no example inputs: return (module, inputs), or say --input NAME=1x3x224x224:float32"
         )
     notes: tuple[str, ...] = ()
     if weights is not None:

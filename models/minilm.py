@@ -59,9 +59,7 @@ def encoder(folder: Path) -> Encoder:
     config._attn_implementation = "sdpa"
     bert = BertModel(config, add_pooling_layer=False)
     state = load_file(folder / "model.safetensors")
-    bert.load_state_dict(
-        {k: v for k, v in state.items() if not k.startswith(("pooler.", "embeddings.position_ids"))}
-    )
+    bert.load_state_dict({k: v for k, v in state.items() if not k.startswith(("pooler.", "embeddings.position_ids"))})
     return Encoder(bert).eval()
 
 

@@ -38,9 +38,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     steps = len(labels) // batch_size
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=epochs * steps, pct_start=0.25
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.25)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     start = time.perf_counter()
     for epoch in range(epochs):
@@ -79,9 +77,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, at once or not at all, without batch counters."""
     from safetensors.torch import save_file
 
-    state = {
-        k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     staged = path.with_suffix(".partial")
     save_file(state, staged)
     os.replace(staged, path)
@@ -93,15 +89,11 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise InputError(
-            f"{path}: the weights are missing: train them with python -m edgecompile.models.{path.stem}"
-        )
+        raise InputError(f"{path}: the weights are missing: train them with python -m edgecompile.models.{path.stem}")
     state = load_file(path)
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     if wanted != set(state):
         odd = sorted(wanted ^ set(state))
-        raise InputError(
-            f"{path}: weights of another network (differs in {', '.join(odd[:4])}): train them anew"
-        )
+        raise InputError(f"{path}: weights of another network (differs in {', '.join(odd[:4])}): train them anew")
     model.load_state_dict(state, strict=False)
     return model.eval()

@@ -79,8 +79,7 @@ def check_finite(program: Program, where: str) -> None:
             bad.append(f"{name} ({int((~torch.isfinite(value)).sum())} of {value.numel()})")
     if bad:
         raise InputError(
-            f"{where}: {_listed(f'NaN or infinite values in {len(bad)} weights', bad)}: train or export"
-            " it again"
+            f"{where}: {_listed(f'NaN or infinite values in {len(bad)} weights', bad)}: train or export it again"
         )
 
 

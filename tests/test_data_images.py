@@ -68,10 +68,7 @@ def test_json_round_trip(image: Image) -> None:
 
 
 def test_text_form() -> None:
-    text = (
-        "size=224,crop=center,resize=256,interpolation=bicubic,"
-        "mean=0.485/0.456/0.406,std=0.2/0.3/0.4,scale=1/255"
-    )
+    text = "size=224,crop=center,resize=256,interpolation=bicubic,mean=0.485/0.456/0.406,std=0.2/0.3/0.4,scale=1/255"
     assert parse_image(text) == Image((224, 224), 256, "bicubic", (0.485, 0.456, 0.406), (0.2, 0.3, 0.4))
     assert parse_image("size=32x64, crop=none, channels=1") == Image((32, 64), "squash", channels=1)
 
@@ -104,15 +101,11 @@ def test_text_errors(text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "kind", ["ViTImageProcessorPil", "CLIPImageProcessorPil", "ConvNextImageProcessorPil"]
-)
+@pytest.mark.parametrize("kind", ["ViTImageProcessorPil", "CLIPImageProcessorPil", "ConvNextImageProcessorPil"])
 def test_hugging_face_folders_prepare_as_transformers_does(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     processor = (
-        getattr(transformers, kind)(size={"shortest_edge": 40})
-        if "Conv" in kind
-        else getattr(transformers, kind)()
+        getattr(transformers, kind)(size={"shortest_edge": 40}) if "Conv" in kind else getattr(transformers, kind)()
     )
     processor.save_pretrained(tmp_path)
     image = image_from_huggingface(tmp_path / "preprocessor_config.json")
@@ -168,12 +161,7 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,7 @@ def test_the_score_follows_labels_outputs_and_the_user(digits: Teacher, tmp_path
     bare = Arrays("bare", next(iter(data)).inputs)
     assert choose_score(digits, bare).metric == "agreement"
     code = tmp_path / "mine.py"
-    code.write_text(
-        "def half(outputs, targets):\n    assert len(outputs) == len(targets)\n    return 50\nx = 3\n"
-    )
+    code.write_text("def half(outputs, targets):\n    assert len(outputs) == len(targets)\n    return 50\nx = 3\n")
     score = choose_score(digits, data, f"{code}:half")
     scored = evaluate(lambda x: digits.program(*x), data.take(40), score)
     assert (scored.percent, scored.per_sample, scored.samples) == (50, None, 40)

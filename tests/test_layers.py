@@ -9,14 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "edgecompile"
 ORDER = [
-    "errors", "silence", "spec", "functional", "program", "program_file", "rewrite", "ingest", "data", "teacher", "device",
-    "store", "measure", "target", "pass_manager", "verify", "report", "building", "cli",
+    "errors", "silence", "spec", "functional", "program", "program_file", "rewrite", "ingest", "data", "teacher",
+    "device", "store", "measure", "target", "pass_manager", "verify", "report", "building", "cli",
 ]  # fmt: skip
 FOLDERS = ("passes", "targets", "models", "device_profiles")
 
 
 def _imports(path: Path, lazy: bool) -> set[str]:
-    """Words behind `edgecompile.` that a file imports; with `lazy`, inside functions too; not for type checking only."""
+    """Words behind `edgecompile.` that a file imports; with `lazy`, inside functions too."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree) if lazy else tree.body:
@@ -54,8 +54,15 @@ def test_folders_links_and_packages_agree() -> None:
         link = CORE / name
         assert link.is_symlink()
         assert link.readlink() == Path("..") / name
-    real = {f"edgecompile.{p.parent.relative_to(CORE).as_posix().replace('/', '.')}".rstrip(".") for p in CORE.rglob("__init__.py")}
-    linked = {f"edgecompile.{p.parent.relative_to(ROOT).as_posix().replace('/', '.')}" for f in FOLDERS for p in (ROOT / f).rglob("__init__.py")}
+    real = {
+        f"edgecompile.{p.parent.relative_to(CORE).as_posix().replace('/', '.')}".rstrip(".")
+        for p in CORE.rglob("__init__.py")
+    }
+    linked = {
+        f"edgecompile.{p.parent.relative_to(ROOT).as_posix().replace('/', '.')}"
+        for f in FOLDERS
+        for p in (ROOT / f).rglob("__init__.py")
+    }
     assert packages == real | linked
     assert {f"edgecompile.{k}" for k in FOLDERS} <= set(mapping)
     assert all((ROOT / folder).is_dir() for folder in mapping.values())

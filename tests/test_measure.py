@@ -70,9 +70,7 @@ def test_rounds_are_blocks_of_abba() -> None:
     calls = {name: lab.call(name, lambda: 1e6) for name in "AB"}
     lab.log.clear()
     marks: list[int] = []
-    interleave(
-        calls, rounds=40, slot_s=0.003, progress=lambda *_: marks.append(len(lab.log)), clock=lab.clock
-    )
+    interleave(calls, rounds=40, slot_s=0.003, progress=lambda *_: marks.append(len(lab.log)), clock=lab.clock)
     rounds = [lab.log[start:end] for start, end in pairwise(marks)]
     slots = [deduplicated(names) for names in rounds]
     assert set(slots) == {"AB", "BA"}
@@ -119,12 +117,8 @@ def test_samples_are_the_true_times_and_others_do_not_interfere() -> None:
 
 def test_single_calls_on_request() -> None:
     lab = Laboratory()
-    samples = interleave(
-        {"a": lab.call("a", lambda: 700)}, rounds=1, sample_s=0, least=7, slot_s=0, clock=lab.clock
-    )
-    assert samples["a"] == Samples(((700e-9,) * 7,), 1) or samples["a"].rounds[0] == pytest.approx(
-        [700e-9] * 7
-    )
+    samples = interleave({"a": lab.call("a", lambda: 700)}, rounds=1, sample_s=0, least=7, slot_s=0, clock=lab.clock)
+    assert samples["a"] == Samples(((700e-9,) * 7,), 1) or samples["a"].rounds[0] == pytest.approx([700e-9] * 7)
     assert samples["a"].calls_per_sample == 1
 
 
@@ -176,9 +170,7 @@ def test_no_garbage_collection_while_timing_and_its_state_comes_back(enabled: bo
 def test_progress_counts_rounds() -> None:
     lab = Laboratory()
     seen: list[tuple[int, int]] = []
-    interleave(
-        {"a": lab.call("a", lambda: 1e6)}, 3, progress=lambda *pair: seen.append(pair), clock=lab.clock
-    )
+    interleave({"a": lab.call("a", lambda: 1e6)}, 3, progress=lambda *pair: seen.append(pair), clock=lab.clock)
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -309,9 +301,7 @@ def test_quantiles_say_what_they_need() -> None:
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
 def test_quantile_limits_are_the_tightest_that_the_binomial_allows(q: float) -> None:
     n = 1000
-    interval = quantile_ms(
-        Samples((tuple(i * 1e-3 for i in range(1, n + 1)),)), q
-    )  # the i-th smallest is i ms
+    interval = quantile_ms(Samples((tuple(i * 1e-3 for i in range(1, n + 1)),)), q)  # the i-th smallest is i ms
     assert interval is not None
     below = np.cumsum([math.comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)])
 

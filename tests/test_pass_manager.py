@@ -7,15 +7,16 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context, Pass, PassManager, Price, parse, show
 from edgecompile.passes import EXACT, PASSES
 from edgecompile.program import Program
 from edgecompile.rewrite import aten, nodes, replace, set_weight, weight
 from edgecompile.spec import import_object
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ class Fails(Pass):
         raise PassError("fails: cannot") if self.how == "user" else ZeroDivisionError("oops")
 
 
-KNOWN: dict[str, str | type[Pass]] = {"drop_relu": DropRelu, "halve": Halve, "nothing": Nothing, "widen": Widen, "fails": Fails}
+KNOWN: dict[str, str | type[Pass]] = {
+    "drop_relu": DropRelu,
+    "halve": Halve,
+    "nothing": Nothing,
+    "widen": Widen,
+    "fails": Fails,
+}
 
 
 @dataclass
@@ -174,8 +181,14 @@ def test_observers_see_every_pass(program: Program) -> None:
     ("text", "message"),
     [
         ("fold_bm", "pipeline: unknown word 'fold_bm' at character 1; did you mean fold_bn? (known: "),
-        ("fold_bn, quantize(weight=int8)", "pipeline: quantize: unknown option 'weight'; did you mean weights? (known: "),
-        ("quantize(calibration=msr)", "pipeline: quantize.calibration: 'msr' is not one of the choices; did you mean mse?"),
+        (
+            "fold_bn, quantize(weight=int8)",
+            "pipeline: quantize: unknown option 'weight'; did you mean weights? (known: ",
+        ),
+        (
+            "quantize(calibration=msr)",
+            "pipeline: quantize.calibration: 'msr' is not one of the choices; did you mean mse?",
+        ),
     ],
 )
 def test_pipeline_text_errors(text: str, message: str) -> None:
@@ -192,7 +205,7 @@ def test_every_pass_shows_and_parses(names: list[str]) -> None:
 
 
 def test_the_table_is_true() -> None:
-    """Each entry's class has the table's name, a docstring whose first line stands alone, and EXACT names exact passes."""
+    """Each class has the table's name and a docstring whose first line stands alone; EXACT names exact passes."""
     for name, where in PASSES.items():
         cls = import_object(where, "test")
         assert cls.name == name

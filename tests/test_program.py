@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from edgecompile import program_file
 from edgecompile.errors import InputError
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, aten, nodes, set_weight, weight
-from torch import Tensor, nn
 
 GOLDEN = """\
 program(x: float32[batch, 3, 8, 8])
-  %conv2d = conv2d(%x, conv.weight: float32[4, 3, 3, 3], conv.bias: float32[4], [1, 1], [1, 1]) : float32[batch, 4, 8, 8]
+  %conv2d = conv2d(%x, conv.weight: float32[4, 3, 3, 3], conv.bias: float32[4], [1, 1], [1, 1]) : \
+float32[batch, 4, 8, 8]
   %relu = relu(%conv2d) : float32[batch, 4, 8, 8]
   %mean = mean.dim(%relu, [2, 3]) : float32[batch, 4]
   %linear = linear(%mean, head.weight: float32[5, 4], head.bias: float32[5]) : float32[batch, 5]
@@ -173,7 +175,7 @@ def test_saved_form_round_trip(make: object, tmp_path: Path) -> None:
     assert str(loaded) == str(program)
     assert all(torch.equal(a, b) for a, b in zip(loaded(*program.inputs), program(*program.inputs), strict=True))
     assert {f.name: f.read_bytes() for f in first.iterdir()} == {f.name: f.read_bytes() for f in second.iterdir()}
-    assert not any(b"PK\x03\x04" == f.read_bytes()[:4] or b"/torch/" in f.read_bytes() for f in first.iterdir())
+    assert not any(f.read_bytes()[:4] == b"PK\x03\x04" or b"/torch/" in f.read_bytes() for f in first.iterdir())
 
 
 def test_saved_form_keeps_training(small: Program, tmp_path: Path) -> None:

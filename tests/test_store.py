@@ -395,9 +395,7 @@ def test_failing_the_nth_call_never_harms_the_last_good(
         assert len(texts(tmp_path / "host")) == 1
         assert (tmp_path / "report.json").read_text().startswith(("old", "new"))
         assert failed or texts(tmp_path / "host") == {new}
-        if (
-            failed and not forever
-        ):  # (when the one fault hit the cleaning up itself, `prune` has the rest to do)
+        if failed and not forever:  # (when the one fault hit the cleaning up itself, `prune` has the rest to do)
             assert not leftovers(tmp_path), (n, fault.fired)
         prune(tmp_path)
         assert not leftovers(tmp_path)
@@ -407,9 +405,7 @@ def test_failing_the_nth_call_never_harms_the_last_good(
     assert seen >= {"open", "write", "fsync", "rename", "replace", "symlink", "mkdir", "io.open"}
 
 
-def test_everything_is_on_the_disk_before_it_is_visible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_is_on_the_disk_before_it_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of fsync and rename, read off the descriptors: content, then the folders, then the names."""
     events: list[str] = []
     fsync, rename, replace = os.fsync, os.rename, os.replace

@@ -19,8 +19,7 @@ def open_arrays(path: Path, interface: Interface, batch_size: int) -> Arrays:
     """`.npz` (`x` or one array an input, `y` for labels) or `.npy` (the only input), checked whole."""
     if not interface.batched:
         raise InputError(
-            f"{path}: the model's inputs share no batch axis: give the data with module:function, one"
-            " run an item"
+            f"{path}: the model's inputs share no batch axis: give the data with module:function, one run an item"
         )
     arrays = read_arrays(path)
     labels = arrays.pop("y", None) if "y" not in interface.names else None

@@ -19,9 +19,7 @@ from edgecompile.data.interface import Interface, as_tensor
 from edgecompile.data.types import BATCH_SIZE, Batch, Dataset, add_tensor
 from edgecompile.errors import InputError, near
 
-_REF = re.compile(
-    r"(?P<file>.+\.py):(?P<a>[A-Za-z_]\w*)|(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<b>[A-Za-z_]\w*)"
-)
+_REF = re.compile(r"(?P<file>.+\.py):(?P<a>[A-Za-z_]\w*)|(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<b>[A-Za-z_]\w*)")
 
 
 def is_function(ref: str) -> bool:
@@ -47,9 +45,7 @@ def _from_name(name: str, ref: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{ref}: no module named {error.name!r}: is it installed, or on PYTHONPATH?"
-        ) from error
+        raise InputError(f"{ref}: no module named {error.name!r}: is it installed, or on PYTHONPATH?") from error
 
 
 def _from_file(path: Path, ref: str) -> Any:
@@ -109,13 +105,9 @@ class Function(Dataset):
     def __iter__(self) -> Iterator[Batch]:
         made = self.source() if callable(self.source) else self.source
         if not isinstance(made, Iterable):
-            raise InputError(
-                f"{self.name}: returned a {type(made).__name__}, not an iterable of (inputs, targets)"
-            )
+            raise InputError(f"{self.name}: returned a {type(made).__name__}, not an iterable of (inputs, targets)")
         if not callable(self.source) and iter(made) is made:
-            raise InputError(
-                f"{self.name}: is a generator that can be read once: name the function that makes it"
-            )
+            raise InputError(f"{self.name}: is a generator that can be read once: name the function that makes it")
         index = -1
         for index, item in enumerate(made):
             yield self._batch(item, f"{self.name}: batch {index}")

@@ -83,18 +83,14 @@ def open_picture(path: Path, channels: int = 3) -> Picture:
     from PIL import ImageOps
 
     if (size := path.stat().st_size if path.is_file() else -1) > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{path}: {size} bytes, more than {_MAX_FILE_BYTES}: too large for a photograph; leave it out"
-        )
+        raise InputError(f"{path}: {size} bytes, more than {_MAX_FILE_BYTES}: too large for a photograph; leave it out")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path, formats=_FORMATS) as picture:
                 width, height = picture.size
                 if not 0 < width * height <= _MAX_PIXELS:
-                    raise InputError(
-                        f"{path}: {width}x{height} pixels; 1 to {_MAX_PIXELS} are taken: leave it out"
-                    )
+                    raise InputError(f"{path}: {width}x{height} pixels; 1 to {_MAX_PIXELS} are taken: leave it out")
                 warnings.simplefilter("ignore")  # odd EXIF is no reason to refuse a picture
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
@@ -102,15 +98,11 @@ def open_picture(path: Path, channels: int = 3) -> Picture:
     except InputError:
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{path}: more than {_MAX_PIXELS} pixels (a decompression bomb?): leave it out"
-        ) from error
+        raise InputError(f"{path}: more than {_MAX_PIXELS} pixels (a decompression bomb?): leave it out") from error
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged input
-        raise InputError(
-            f"{path}: not a picture that can be decoded ({error}): leave it out or replace it"
-        ) from error
+        raise InputError(f"{path}: not a picture that can be decoded ({error}): leave it out or replace it") from error
 
 
 def _colours(picture: Picture, channels: int, path: Path) -> Picture:
@@ -120,9 +112,7 @@ def _colours(picture: Picture, channels: int, path: Path) -> Picture:
         grey = np.asarray(picture).astype(np.uint32)
         picture = pillow.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
     if picture.mode in ("I", "F"):
-        raise InputError(
-            f"{path}: {picture.mode} pixels of 32 bits have no known range: convert it to 8 or 16 bits"
-        )
+        raise InputError(f"{path}: {picture.mode} pixels of 32 bits have no known range: convert it to 8 or 16 bits")
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("L" if channels == 1 else "RGB")
@@ -148,9 +138,7 @@ def fit(picture: Picture, image: Image, where: str) -> Picture:
         picture = picture if new == picture.size else picture.resize(new, way)
     w, h = picture.size
     if w < width or h < height:
-        raise InputError(
-            f"{where}: {w}x{h} pixels, less than the {width}x{height} to be cropped: leave it out"
-        )
+        raise InputError(f"{where}: {w}x{h} pixels, less than the {width}x{height} to be cropped: leave it out")
     left, top = (w - width) // 2, (h - height) // 2  # as transformers does; torchvision rounds
     return picture.crop((left, top, left + width, top + height))
 
@@ -183,8 +171,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
         here = (status.st_dev, status.st_ino)
         if here in above or len(above) >= _MAX_DEPTH:
             raise InputError(
-                f"{place}: a link that leads back to a folder above it, or {_MAX_DEPTH} folders deep:"
-                " remove it"
+                f"{place}: a link that leads back to a folder above it, or {_MAX_DEPTH} folders deep: remove it"
             )
         for entry in entries:
             if entry.name.startswith("."):
@@ -218,9 +205,7 @@ def open_images(
     if not files:
         raise InputError(f"{folder}: no pictures found (looked for {', '.join(sorted(SUFFIXES))})")
     notes = (
-        (f"{folder}: {len(others)} files are no pictures and were left out, e.g. {others[0].name}",)
-        if others
-        else ()
+        (f"{folder}: {len(others)} files are no pictures and were left out, e.g. {others[0].name}",) if others else ()
     )
     numbers: tuple[int, ...] | None = None
     if labels is not None:

@@ -35,18 +35,14 @@ class Interface:
         batched = bool(program.inputs) and all(t.dim() for t in program.inputs)
         batched = batched and len({int(t.shape[0]) for t in program.inputs}) == 1
         shapes = tuple(
-            tuple(
-                None if axis in axes or (axis == 0 and batched) else int(n) for axis, n in enumerate(t.shape)
-            )
+            tuple(None if axis in axes or (axis == 0 and batched) else int(n) for axis, n in enumerate(t.shape))
             for t, axes in zip(program.inputs, dynamic, strict=True)
         )
         first: Any = program.outputs()[0].meta.get("val")
         table = isinstance(first, Tensor) and first.dim() == 2 and first.is_floating_point() and batched
         columns = first.shape[1] if table else None
         classes = columns if isinstance(columns, int) and columns > 1 else None
-        return Interface(
-            program.input_names, shapes, tuple(t.dtype for t in program.inputs), batched, classes
-        )
+        return Interface(program.input_names, shapes, tuple(t.dtype for t in program.inputs), batched, classes)
 
     def show(self, index: int) -> str:
         """`float32 [n, 3, 224, 224]`."""
@@ -97,8 +93,7 @@ class Interface:
                 bad = ~torch.isfinite(tensor.reshape(tensor.shape[0] if tensor.dim() else 1, -1)).all(1)
                 first = int(bad.nonzero()[0])
                 raise InputError(
-                    f"{place}: NaN or infinite values in {int(bad.sum())} samples, first in {first}:"
-                    " leave them out"
+                    f"{place}: NaN or infinite values in {int(bad.sum())} samples, first in {first}: leave them out"
                 )
         lengths = {name: int(t.shape[0]) for name, t in zip(self.names, tensors, strict=True) if t.dim()}
         if self.batched and len(set(lengths.values())) > 1:
@@ -114,23 +109,15 @@ class Interface:
                 " targets with module:function"
             )
         if labels.dim() == 0 or labels.shape[0] != samples:
-            raise InputError(
-                f"{where}: {list(labels.shape)} labels for {samples} samples: give one label a sample"
-            )
+            raise InputError(f"{where}: {list(labels.shape)} labels for {samples} samples: give one label a sample")
         labels = labels.long()
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or (self.classes is not None and high >= self.classes):
             most = "" if self.classes is None else f"..{self.classes - 1}"
-            bad = int(
-                ((labels < 0) | (labels >= (self.classes or high + 1)))
-                .reshape(samples, -1)
-                .any(1)
-                .nonzero()[0]
-            )
+            bad = int(((labels < 0) | (labels >= (self.classes or high + 1))).reshape(samples, -1).any(1).nonzero()[0])
             found = low if low < 0 else high
             raise InputError(
-                f"{where}: label {found} is out of range 0{most}, first at sample {bad}: number classes"
-                " from 0"
+                f"{where}: label {found} is out of range 0{most}, first at sample {bad}: number classes from 0"
             )
         return labels
 
@@ -143,9 +130,7 @@ def as_tensor(value: object, where: str) -> Tensor:
         array = np.asarray(value)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         try:
-            return torch.from_numpy(
-                np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
-            )
+            return torch.from_numpy(np.array(array) if not array.flags.writeable else np.ascontiguousarray(array))
         except TypeError as error:
             raise InputError(f"{where}: {array.dtype} has no counterpart in torch: convert it") from error
     found = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -33,8 +33,7 @@ def label_files(path: Path, folder: Path, files: Sequence[Path], classes: int | 
             continue
         comma = "," in line
         name, _, word = (
-            part.strip().strip('"')
-            for part in (line.rpartition(",") if comma else line.strip().rpartition(" "))
+            part.strip().strip('"') for part in (line.rpartition(",") if comma else line.strip().rpartition(" "))
         )
         if "\t" in line and not comma:
             name, _, word = (part.strip() for part in line.rpartition("\t"))
@@ -42,13 +41,9 @@ def label_files(path: Path, folder: Path, files: Sequence[Path], classes: int | 
             continue
         label = _label(word, f"{path}: line {number}", classes)
         if not name:
-            raise InputError(
-                f"{path}: line {number}: {line.strip()[:60]!r} is not 'name label' or 'name,label'"
-            )
+            raise InputError(f"{path}: line {number}: {line.strip()[:60]!r} is not 'name label' or 'name,label'")
         if by_name.setdefault(name, (label, number))[0] != label:
-            raise InputError(
-                f"{path}: line {number}: {name} has label {label}, and another on line {by_name[name][1]}"
-            )
+            raise InputError(f"{path}: line {number}: {name} has label {label}, and another on line {by_name[name][1]}")
     labels: list[int] = []
     missing: list[str] = []
     used: set[str] = set()
@@ -61,9 +56,7 @@ def label_files(path: Path, folder: Path, files: Sequence[Path], classes: int | 
         else:
             missing.append(relative)
     if missing:
-        raise InputError(
-            f"{path}: no label for {len(missing)} of {len(files)} pictures, e.g. {missing[0]}: add them"
-        )
+        raise InputError(f"{path}: no label for {len(missing)} of {len(files)} pictures, e.g. {missing[0]}: add them")
     if absent := sorted(set(by_name) - used):
         place = by_name[absent[0]][1]
         raise InputError(

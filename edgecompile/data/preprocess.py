@@ -54,16 +54,11 @@ class Image:
             raise SpecError(f"image: std {self.std} and scale {self.scale} must be above 0")
         if self.interpolation not in INTERPOLATIONS:
             raise SpecError(
-                "image: unknown interpolation"
-                f" {self.interpolation!r}{near(self.interpolation, INTERPOLATIONS)}"
+                f"image: unknown interpolation {self.interpolation!r}{near(self.interpolation, INTERPOLATIONS)}"
             )
         if self.layout not in ("nchw", "nhwc") or self.order not in ("rgb", "bgr"):
-            raise SpecError(
-                f"image: layout {self.layout!r}, order {self.order!r}; known: nchw or nhwc, rgb or bgr"
-            )
-        if self.resize not in ("squash", "none") and not (
-            isinstance(self.resize, int) and 0 <= self.resize <= 16384
-        ):
+            raise SpecError(f"image: layout {self.layout!r}, order {self.order!r}; known: nchw or nhwc, rgb or bgr")
+        if self.resize not in ("squash", "none") and not (isinstance(self.resize, int) and 0 <= self.resize <= 16384):
             raise SpecError(f"image: resize {self.resize!r} is neither a number of pixels, squash nor none")
         if isinstance(self.resize, int) and self.resize and self.resize < max(self.size):
             raise SpecError(
@@ -151,9 +146,7 @@ def _from_huggingface(config: Mapping[str, Any], path: Path) -> Image:
         else:
             final, resize = _sides(crop) if crops else (shorter, shorter), shorter
     elif crops and _sides(size) != final:
-        raise InputError(
-            f"{path}: squashes to {_sides(size)} and crops {final}: prepare the data with module:function"
-        )
+        raise InputError(f"{path}: squashes to {_sides(size)} and crops {final}: prepare the data with module:function")
     scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
     normalizes = config.get("do_normalize", "image_mean" in config)
     mean, std = (config["image_mean"], config["image_std"]) if normalizes else ([0.0], [1.0])

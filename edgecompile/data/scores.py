@@ -70,9 +70,7 @@ def choose_score(teacher: Teacher, data: Dataset, ref: str | None = None) -> Sco
     if ref is not None:
         function = load_function(ref)
         if not callable(function):
-            raise InputError(
-                f"--score {ref}: is a {type(function).__name__}, not a function of (outputs, targets)"
-            )
+            raise InputError(f"--score {ref}: is a {type(function).__name__}, not a function of (outputs, targets)")
         return Score(ref, function)
     if data.labelled:
         targets = next(iter(data)).targets
@@ -131,9 +129,7 @@ def _run_chunk(run: Run, chunk: Batch, batch: int | None) -> tuple[Array, ...]:
     return tuple(joined)
 
 
-def evaluate(
-    run: Run, data: Dataset, score: Score, batch: int | None = None, teacher: Outputs | None = None
-) -> Scored:
+def evaluate(run: Run, data: Dataset, score: Score, batch: int | None = None, teacher: Outputs | None = None) -> Scored:
     """Run over the data and score; `teacher` holds the teacher's outputs on the same data."""
     return score_outputs(score, outputs(run, data, batch), teacher, truth(data, score))
 
@@ -147,9 +143,7 @@ def score_outputs(score: Score, found: Outputs, teacher: Outputs | None, known: 
         value: object = score.function(found, known.targets)
         number = float(value) if isinstance(value, (int, float, np.floating, np.integer)) else math.nan
         if not math.isfinite(number):
-            raise InputError(
-                f"--score {score.metric}: returned {value!r}; a finite number, in percent, is expected"
-            )
+            raise InputError(f"--score {score.metric}: returned {value!r}; a finite number, in percent, is expected")
         return Scored(score.metric, number, None, sum(len(chunk[0]) for chunk in found), snr)
     match score.metric:
         case "top1":
@@ -218,8 +212,7 @@ def _cosines(ours: Sequence[Array], theirs: Sequence[Array], mask: Array | None)
             continue
         if a.shape != t.shape:
             raise InputError(
-                f"an output is {list(a.shape)} where the teacher's is {list(t.shape)}: they cannot be"
-                " compared"
+                f"an output is {list(a.shape)} where the teacher's is {list(t.shape)}: they cannot be compared"
             )
         count = t.shape[0] if t.ndim else 1
         x, y = (v.astype(np.float64) for v in (a, t))

@@ -15,9 +15,7 @@ from edgecompile.data.types import BATCH_SIZE, Dataset
 from edgecompile.errors import InputError
 from edgecompile.program import Program
 
-FORMS = (
-    ".npz, .npy, a folder of pictures, .txt (one text a line), pkg.module:function or path/file.py:function"
-)
+FORMS = ".npz, .npy, a folder of pictures, .txt (one text a line), pkg.module:function or path/file.py:function"
 
 
 def open_dataset(
@@ -58,9 +56,7 @@ def open_dataset(
             return open_arrays(path, interface, batch_size)
         case ".txt":
             text = prepared.get("text")
-            return open_texts(
-                path, interface, text if isinstance(text, Mapping) else None, labels, batch_size
-            )
+            return open_texts(path, interface, text if isinstance(text, Mapping) else None, labels, batch_size)
     raise InputError(f"{ref}: data of this kind is not read; it can be {FORMS}")
 
 
@@ -69,8 +65,7 @@ def _image_for(interface: Interface, preprocessing: Mapping[str, object], ref: s
     image = image_of(preprocessing, ref)
     if len(interface.names) != 1:
         raise InputError(
-            f"{ref}: a folder of pictures for a model with the inputs {', '.join(interface.names)}:"
-            " give a .npz"
+            f"{ref}: a folder of pictures for a model with the inputs {', '.join(interface.names)}: give a .npz"
         )
     made = (image.channels, *image.size) if image.layout == "nchw" else (*image.size, image.channels)
     wanted = interface.shapes[0][1:]
@@ -84,6 +79,4 @@ def _image_for(interface: Interface, preprocessing: Mapping[str, object], ref: s
 
 def _no_labels(labels: Path | None, ref: str) -> None:
     if labels is not None:
-        raise InputError(
-            f"{labels}: labels of {ref} come with it (y, or the targets of the function): drop --labels"
-        )
+        raise InputError(f"{labels}: labels of {ref} come with it (y, or the targets of the function): drop --labels")

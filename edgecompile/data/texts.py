@@ -65,9 +65,7 @@ def open_tokenizer(path: Path, length: int) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise InputError(
-            f"{path}: texts need the tokenizers package: pip install 'edgecompile[hf]'"
-        ) from error
+        raise InputError(f"{path}: texts need the tokenizers package: pip install 'edgecompile[hf]'") from error
     if not path.is_file():
         raise InputError(f"{path}: the tokenizer is missing")
     try:
@@ -89,9 +87,7 @@ def open_tokenizer(path: Path, length: int) -> Any:
     return tokenizer
 
 
-def encode(
-    tokenizer: Any, texts: Sequence[str], names: Sequence[str], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+def encode(tokenizer: Any, texts: Sequence[str], names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The inputs called `names` for these texts, each [texts, length]."""
     encoded = tokenizer.encode_batch(list(texts))
     fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -104,14 +100,11 @@ def open_texts(
     """One text a line, empty lines left out; `text` is the teacher's `tokenizer` (a path) and `length`."""
     if text is None:
         raise InputError(
-            f"{path}: texts need a tokenizer: give a Hugging Face folder with tokenizer.json, or token"
-            " arrays in a .npz"
+            f"{path}: texts need a tokenizer: give a Hugging Face folder with tokenizer.json, or token arrays in a .npz"
         )
     odd = [name for name in interface.names if name not in NAMES]
     if odd:
-        raise InputError(
-            f"{path}: the model takes {', '.join(odd)}, which no tokenizer makes: give arrays in a .npz"
-        )
+        raise InputError(f"{path}: the model takes {', '.join(odd)}, which no tokenizer makes: give arrays in a .npz")
     lines = read_lines(path)
     texts = tuple(line.strip() for line in lines if line.strip())
     if not texts:

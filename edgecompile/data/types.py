@@ -81,9 +81,7 @@ class Arrays(Dataset):
     def __post_init__(self) -> None:
         lengths = [len(t) for t in (*self.inputs, *(() if self.targets is None else (self.targets,)))]
         if not lengths or min(lengths) != max(lengths) or not lengths[0]:
-            raise InputError(
-                f"{self.name}: arrays of {lengths} samples; they must be of one length, and not empty"
-            )
+            raise InputError(f"{self.name}: arrays of {lengths} samples; they must be of one length, and not empty")
 
     @property
     def samples(self) -> int:

@@ -79,9 +79,7 @@ def _pair(one: ArrayLike, two: ArrayLike, dtype: type) -> tuple[np.ndarray, np.n
     first: np.ndarray = np.asarray(one, dtype)
     second: np.ndarray = np.asarray(two, dtype)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"two vectors over the same samples are compared, got {first.shape} and {second.shape}"
-        )
+        raise ValueError(f"two vectors over the same samples are compared, got {first.shape} and {second.shape}")
     return first, second
 
 

@@ -64,9 +64,7 @@ def quantile_ms(samples: Samples, q: float) -> Interval | None:
         return None
     below = np.cumsum(binomial(len(ordered), q))  # below[k]: at most k samples under the quantile
     tail = (1 - CONFIDENCE) / 2
-    first = int(
-        np.searchsorted(below, tail, side="right")
-    )  # the largest l with P(fewer than l below) <= tail
+    first = int(np.searchsorted(below, tail, side="right"))  # the largest l with P(fewer than l below) <= tail
     last = int(np.searchsorted(below, 1 - tail))  # the smallest u - 1 with P(at least u below) <= tail
     value = ordered[math.ceil(q * len(ordered)) - 1]
     return Interval(float(value), float(ordered[first - 1]), float(ordered[last]))

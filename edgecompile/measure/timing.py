@@ -112,16 +112,13 @@ def order(names: list[str], index: int, seed: int) -> list[str]:
     return shuffled[::-1] if index % 2 else shuffled
 
 
-def _planned(
-    calls: Mapping[str, Call], slot_s: float, seed: int, sample_s: float, least: int, clock: Clock
-) -> _Plan:
+def _planned(calls: Mapping[str, Call], slot_s: float, seed: int, sample_s: float, least: int, clock: Clock) -> _Plan:
     """Warm every callable up, and see how long a call takes."""
     with _no_collection():
         seconds = {name: _estimated(call, slot_s, clock) for name, call in calls.items()}
     inner = max(1, math.ceil(sample_s / min(seconds.values(), default=1.0)))
     per_slot = {
-        name: max(least, min(_MOST_PER_SLOT, round(slot_s / (inner * taken))))
-        for name, taken in seconds.items()
+        name: max(least, min(_MOST_PER_SLOT, round(slot_s / (inner * taken)))) for name, taken in seconds.items()
     }
     return _Plan(calls, inner, per_slot, seed, clock)
 

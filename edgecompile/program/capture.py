@@ -58,7 +58,9 @@ def _check_inputs(tensors: Sequence[Any]) -> None:
         if not isinstance(value, Tensor):
             raise InputError(f"example input {index}: expected a tensor, got {type(value).__name__}")
     if not tensors:
-        raise InputError("the model has no example inputs: give them beside the module, or with --input NAME=1x3x224x224")
+        raise InputError(
+            "the model has no example inputs: give them beside the module, or with --input NAME=1x3x224x224"
+        )
 
 
 def _output_names(outputs: Any) -> tuple[str, ...]:
@@ -86,5 +88,7 @@ def _not_exportable(error: Exception) -> InputError:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         what = "its control flow depends on the data (an `if` or a loop over tensor values)"
-        return InputError(f"the model cannot be exported: {what}; rewrite it with torch.where or torch.cond: {_first_line(error)}")
+        return InputError(
+            f"the model cannot be exported: {what}; rewrite it with torch.where or torch.cond: {_first_line(error)}"
+        )
     return InputError(f"the model cannot be exported by torch.export: {_first_line(error)}")

@@ -104,7 +104,7 @@ class Program:
         return dataclasses.replace(self, graph=copy.deepcopy(self.graph))
 
     def exported(self) -> ExportedProgram:
-        """The `ExportedProgram` that target toolchains read; raises torch's error when the graph does not hold together."""
+        """The `ExportedProgram` that toolchains read; raises torch's error when the graph does not hold together."""
         return export(self.graph, self.inputs, {}, self.dynamic_shapes)
 
     def retraced(self) -> Program:
@@ -121,10 +121,12 @@ class Program:
         return dataclasses.replace(program, origin=origin, kept=kept)
 
     def specialised(self, batch: int) -> Program:
-        """This program at one fixed batch, which is what is emitted; raises `InputError` when it is fixed at another."""
+        """This program at one fixed batch, which is what is emitted; `InputError` when it is fixed at another."""
         if self.batch is not None:
             if self.batch != batch:
-                raise InputError(f"the program's batch is fixed at {self.batch}, not {batch}: capture it at batch {batch}")
+                raise InputError(
+                    f"the program's batch is fixed at {self.batch}, not {batch}: capture it at batch {batch}"
+                )
             return self.clone()
         axes = self.dynamic_shapes or ()
         inputs = tuple(resized(t, d, batch) for t, d in zip(self.inputs, axes, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -57,7 +57,8 @@ def unlift(exported: ExportedProgram) -> fx.GraphModule:
     signature = exported.graph_signature
     written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if written:
-        raise InputError(f"the model writes to {', '.join(map(str, written))} while it runs: return the new value as an output instead")
+        names = ", ".join(map(str, written))
+        raise InputError(f"the model writes to {names} while it runs: return the new value as an output instead")
     module = exported.module(check_guards=False)
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     flat, _ = pytree.tree_flatten(output.args[0])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def text_form(program: Program) -> str:
-    """One line a node, weights inline with their types; stable from capture to capture, for reading and golden tests."""
+    """One line a node, weights inline with their types; stable from capture to capture."""
     symbols = program.symbols()
     graph = program.graph.graph
     weights = {n: f"{n.target}: {type_text(n.meta.get('val'), symbols)}" for n in graph.nodes if n.op == "get_attr"}

@@ -84,9 +84,7 @@ def waterfall(scale: Scale, before: float | None, after: Figure | None, style: s
 def axis(scale: Scale) -> str:
     """The axis of a chart with round tick marks."""
     ticks = scale.ticks()
-    return _svg(
-        20, "".join(_tick(scale.at(value), f"{value:g}") for value in (round(tick, 9) for tick in ticks))
-    )
+    return _svg(20, "".join(_tick(scale.at(value), f"{value:g}") for value in (round(tick, 9) for tick in ticks)))
 
 
 def bar(scale: Scale, value: float | None, style: str, height: int = 6) -> str:
@@ -127,9 +125,7 @@ def gauge(budget: Budget) -> str:
         )
     parts.append(_tag("line", x1=f"{limit:.2f}%", x2=f"{limit:.2f}%", y1=3, y2=23, class_="limit"))
     if budget.found is not None:
-        parts.append(
-            _tag("circle", cx=f"{scale.at(budget.found):.2f}%", cy=13, r=5, class_=f"dot {budget.verdict}")
-        )
+        parts.append(_tag("circle", cx=f"{scale.at(budget.found):.2f}%", cy=13, r=5, class_=f"dot {budget.verdict}"))
     anchor = "end" if limit > 70 else "start" if limit < 30 else "middle"
     label = f"limit {quantity(budget.limit, budget.unit)}"
     parts.append(_tag("text", label, x=f"{limit:.2f}%", y=37, text_anchor=anchor, class_="tick"))
@@ -187,9 +183,7 @@ def _svg(height: int, content: str) -> str:
 
 
 def _tag(name: str, content: str = "", **attributes: str | float) -> str:
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
-    )
+    pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{pairs}>{escape(content)}</{name}>" if content else f"<{name}{pairs}/>"
 
 

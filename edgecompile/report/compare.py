@@ -29,9 +29,7 @@ class Difference:
 def differences(a: Report, b: Report) -> tuple[Difference, ...]:
     """Latency, size and score always; everything else only where it differs."""
     rows = [
-        Difference(
-            "latency", _time(a.latency_ms), _time(b.latency_ms), _latency_change(a.latency_ms, b.latency_ms)
-        ),
+        Difference("latency", _time(a.latency_ms), _time(b.latency_ms), _latency_change(a.latency_ms, b.latency_ms)),
         _size_row("size", a.size_bytes, b.size_bytes),
         _score_row(a, b),
         *_differing(a, b),
@@ -47,13 +45,9 @@ def caveats(a: Report, b: Report) -> tuple[str, ...]:
     found = []
     if a.latency_ms and b.latency_ms:
         if a.latency_ms.kind != b.latency_ms.kind:
-            found.append(
-                f"A's latency is {a.latency_ms.kind}, B's is {b.latency_ms.kind}: they do not compare"
-            )
+            found.append(f"A's latency is {a.latency_ms.kind}, B's is {b.latency_ms.kind}: they do not compare")
         elif a.latency_ms.kind == "measured":
-            found.append(
-                "the latencies are of two runs; only rounds taken side by side can prove a difference"
-            )
+            found.append("the latencies are of two runs; only rounds taken side by side can prove a difference")
     if a.machine != b.machine:
         found.append("the builds ran on machines that differ")
     if a.score and b.score and (a.score.metric, a.score.samples) != (b.score.metric, b.score.samples):
@@ -145,8 +139,7 @@ def _decisions(a: Report, b: Report) -> Iterator[Difference]:
 
 def _steps(a: Report, b: Report) -> Iterator[Difference]:
     ours, theirs = (
-        {step.label: "kept" if step.kept else f"undone: {step.reason}" for step in report.steps}
-        for report in (a, b)
+        {step.label: "kept" if step.kept else f"undone: {step.reason}" for step in report.steps} for report in (a, b)
     )
     yield from _changed("pass ", ours, theirs)
 

@@ -188,9 +188,7 @@ def _drift(report: Report) -> list[tuple[LayerDrift, str, bool]]:
         return []
     layers: Sequence[LayerDrift] = report.verify.layers
     if len(layers) > _LAYERS:
-        worst = sorted(layers, key=lambda layer: float("inf") if layer.snr_db is None else layer.snr_db)[
-            :_LAYERS
-        ]
+        worst = sorted(layers, key=lambda layer: float("inf") if layer.snr_db is None else layer.snr_db)[:_LAYERS]
         layers = [layer for layer in layers if layer in worst]
     scale = charts.scale_from_zero([layer.snr_db for layer in layers], 1.0)
     first = report.verify.first_drift

@@ -40,9 +40,7 @@ def from_json(text: str | bytes, where: str = "report.json") -> Report:
 
     size = len(text)
     if size > MAX_BYTES:
-        raise InputError(
-            f"{where}: {size} bytes is over the limit of {MAX_BYTES} for a report; is it a report?"
-        )
+        raise InputError(f"{where}: {size} bytes is over the limit of {MAX_BYTES} for a report; is it a report?")
     try:
         body = msgspec.json.decode(text)
         _check_version(body, where)
@@ -105,9 +103,7 @@ def _plain(value: Any, where: str, lost: list[str]) -> Any:
         case Rounds():
             sides = {side: getattr(value, side) for side in ("teacher_ms", "artifact_ms")}
             lost += [f"{where}.{side}" for side, times in sides.items() if not all(map(math.isfinite, times))]
-            return {
-                side: [float(time) for time in times if math.isfinite(time)] for side, times in sides.items()
-            }
+            return {side: [float(time) for time in times if math.isfinite(time)] for side, times in sides.items()}
         case numbers.Integral():
             return int(value)
         case numbers.Real() if math.isfinite(value):
@@ -122,9 +118,7 @@ def _plain(value: Any, where: str, lost: list[str]) -> Any:
             return [_plain(item, f"{where}[{index}]", lost) for index, item in enumerate(value)]
         case _ if dataclasses.is_dataclass(value):
             return {
-                field.name.rstrip("_"): _plain(
-                    _typed(value, field), f"{where}.{field.name}".strip("._"), lost
-                )
+                field.name.rstrip("_"): _plain(_typed(value, field), f"{where}.{field.name}".strip("._"), lost)
                 for field in dataclasses.fields(value)
             }
     raise TypeError(f"report field {where} holds a {type(value).__name__}, which JSON cannot")

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 
 from edgecompile.report.model import Budget, Figure, Ratio
 
-_ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])|\x9b[0-?]*[ -/]*[@-~]"
-)
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])|\x9b[0-?]*[ -/]*[@-~]")
 _HIDDEN = {
     "Cc",
     "Cf",
@@ -101,13 +99,7 @@ def quantity(value: float | None, unit: str) -> str:
     """A budget's limit or finding with its unit (`ms`, `pp`, `bytes`)."""
     if value is None:
         return "unknown"
-    return (
-        size(value)
-        if unit == "bytes"
-        else f"{value:.2f} {unit}"
-        if unit == "pp"
-        else f"{number(value)} {unit}"
-    )
+    return size(value) if unit == "bytes" else f"{value:.2f} {unit}" if unit == "pp" else f"{number(value)} {unit}"
 
 
 def budget_interval(budget: Budget) -> str:
@@ -117,11 +109,7 @@ def budget_interval(budget: Budget) -> str:
     if budget.unit == "ms":
         return interval(budget, budget.found)
     bounds = (budget.low, budget.high)
-    return (
-        "["
-        + ", ".join("?" if b is None else quantity(b, budget.unit).removesuffix(" pp") for b in bounds)
-        + "]"
-    )
+    return "[" + ", ".join("?" if b is None else quantity(b, budget.unit).removesuffix(" pp") for b in bounds) + "]"
 
 
 def short_json(value: object, limit: int = 200) -> str:

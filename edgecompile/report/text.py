@@ -95,9 +95,7 @@ def _setting(report: Report) -> str:
 def _steps(report: Report, width: int, ascii_only: bool) -> Table:
     """One row for the teacher, each step and the artifact; each column with its own number of decimals."""
     wide, narrow = width >= WIDE, width < NARROW
-    table = _empty_table(
-        _fit(report.score.metric if report.score else "score", ascii_only), width, ascii_only
-    )
+    table = _empty_table(_fit(report.score.metric if report.score else "score", ascii_only), width, ascii_only)
     teacher, steps, score = report.teacher_latency_ms, report.steps, report.score
     times = (teacher, report.latency_ms, *(step.latency_after for step in steps))
     digits = decimals(least(time.value for time in times if time))
@@ -176,9 +174,7 @@ def _facts(report: Report, wide: bool, ascii_only: bool) -> Iterator[tuple[str, 
         return Text(plain(text, limit, ascii_only), style=style)
 
     for budget in report.budgets:
-        found = " ".join(
-            part for part in (quantity(budget.found, budget.unit), budget_interval(budget)) if part
-        )
+        found = " ".join(part for part in (quantity(budget.found, budget.unit), budget_interval(budget)) if part)
         limit = quantity(budget.limit, budget.unit)
         asked = f"{budget.asked} = {limit}" if "%" in budget.asked else budget.asked
         reachable = f"; reachable: {budget.reachable}" if budget.reachable else ""

@@ -56,9 +56,7 @@ def _encoded(value: object) -> bytes:
         case Sequence():
             kind, body = b"l", b"".join(_encoded(item) for item in value)
         case _:
-            raise TypeError(
-                f"a cache key holds text, bytes, numbers, None, mappings and sequences; got {value!r}"
-            )
+            raise TypeError(f"a cache key holds text, bytes, numbers, None, mappings and sequences; got {value!r}")
     return b"%s%d:%s" % (kind, len(body), body)
 
 
@@ -143,9 +141,7 @@ class Cache:
         except OSError as error:
             self._say(f"cache entry {entry} is damaged and cannot be moved away: {error.strerror}")
         else:
-            self._say(
-                f"cache entry {entry.name[:12]} was damaged and is made anew; the damaged one is {kept}"
-            )
+            self._say(f"cache entry {entry.name[:12]} was damaged and is made anew; the damaged one is {kept}")
 
     def _say(self, line: str) -> None:
         if line not in self._said:

@@ -77,9 +77,7 @@ def point(out: Path, name: str, folder: Path) -> None:
     with stage(out) as scratch, writing(link):
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.exists() and not link.is_symlink():
-            raise OutputError(
-                f"{link}: is no link of edgecompile's; move it away, or write to another folder"
-            )
+            raise OutputError(f"{link}: is no link of edgecompile's; move it away, or write to another folder")
         target = os.path.relpath(os.path.realpath(folder), os.path.realpath(link.parent))
         os.symlink(target, scratch / "link")
         os.replace(scratch / "link", link)

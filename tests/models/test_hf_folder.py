@@ -37,9 +37,7 @@ def written(folder: Path, name: str, **options: Any) -> Any:
         ("LlamaForCausalLM", {"vocab_size": 50}, "logits"),
     ],
 )
-def test_text_models_give_their_own_outputs(
-    name: str, options: dict[str, Any], output: str, tmp_path: Path
-) -> None:
+def test_text_models_give_their_own_outputs(name: str, options: dict[str, Any], output: str, tmp_path: Path) -> None:
     model = written(tmp_path, name, **options)
     teacher = load(str(tmp_path))
     program = teacher.program
@@ -84,9 +82,7 @@ def test_shards_and_a_lost_pooler(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "s", max_shard_size="20KB")
     assert (tmp_path / "s" / "model.safetensors.index.json").exists()
     x = torch.ones(1, 128, dtype=torch.int64)
-    torch.testing.assert_close(
-        load(str(tmp_path / "s")).program(x, x)[0], load(str(tmp_path / "a")).program(x, x)[0]
-    )
+    torch.testing.assert_close(load(str(tmp_path / "s")).program(x, x)[0], load(str(tmp_path / "a")).program(x, x)[0])
     shard = sorted((tmp_path / "s").glob("model-*.safetensors"))[0]
     shard.rename(tmp_path / "kept")
     with pytest.raises(InputError, match=f"names {shard.name}, which is not there"):
@@ -120,9 +116,7 @@ def test_code_pickles_and_paths_are_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
     assert caught.value.rule == "EC-HF-002"
     assert "pytorch_model.bin refused" in str(caught.value)
-    (tmp_path / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "../x.safetensors"}})
-    )
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     with pytest.raises(Refused) as caught:
         load(str(tmp_path))
     assert caught.value.rule == "EC-HF-003"
@@ -176,9 +170,7 @@ def test_audio_asks_for_its_inputs(tmp_path: Path) -> None:
         "vocab_size": 12,
     }
     written(tmp_path, "Wav2Vec2ForCTC", **options)
-    with pytest.raises(
-        InputError, match=r"takes input_values, of a shape .* --input input_values=1x16000:float32"
-    ):
+    with pytest.raises(InputError, match=r"takes input_values, of a shape .* --input input_values=1x16000:float32"):
         load(str(tmp_path))
     with pytest.raises(InputError, match="brings its own weights: drop --weights"):
         load(str(tmp_path), weights=tmp_path / "model.safetensors")

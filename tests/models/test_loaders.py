@@ -113,8 +113,7 @@ def test_functions(code: str, name: str) -> None:
 
 def test_examples_of_the_command_line_win_and_a_teacher_passes_through(code: str) -> None:
     assert (
-        load(f"{code}:whole", inputs=["image=2x3x6x9:float32"]).program.interface[0]
-        == "image: float32[batch, 3, 6, 9]"
+        load(f"{code}:whole", inputs=["image=2x3x6x9:float32"]).program.interface[0] == "image: float32[batch, 3, 6, 9]"
     )
     assert load(f"{code}:ready").evaluate is not None
     image = load(f"{code}:whole", image="size=8,mean=0.5,std=0.5").preprocessing["image"]
@@ -187,9 +186,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "m.pt")
     save_file({"w": torch.zeros(2)}, tmp_path / "m.safetensors")
     for name in ("m.pt", "m.safetensors"):
-        with pytest.raises(
-            InputError, match=r"holds weights alone.*edgecompile build module:function --weights"
-        ):
+        with pytest.raises(InputError, match=r"holds weights alone.*edgecompile build module:function --weights"):
             load(str(tmp_path / name))
     np.savez(tmp_path / "m.npz", x=np.zeros(2))
     with pytest.raises(InputError, match="holds arrays, not a model"):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from edgecompile.models._onnx_graph import OnnxModule
+from tests.models.onnx_runtime import data, error, one_node
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -26,54 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def one_node(
-    op: str,
-    inputs: Mapping[str, np.ndarray],
-    stored: Mapping[str, np.ndarray],
-    opset: int,
-    outputs: Sequence[str] = ("y",),
-    operands: Sequence[str] | None = None,
-    **attributes: Any,
-) -> onnx.ModelProto:
-    """A model of a single node; output types are left for ONNX Runtime to infer."""
-    node = helper.make_node(op, operands or [*inputs, *stored], list(outputs), name="it", **attributes)
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-            for n, v in inputs.items()
-        ],
-        [onnx.ValueInfoProto(name=name) for name in outputs if name],
-        [numpy_helper.from_array(v, n) for n, v in stored.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
-def error(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> float | str:
-    """The largest difference to ONNX Runtime, or why the model is refused; skips what the runtime cannot do."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        wanted = session.run(None, dict(inputs))
-    except Exception:
-        assume(False)
-        raise
-    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    module = OnnxModule(model.graph, model.opset_import[0].version, {})
-    if reasons := module.prepare(given):
-        return reasons[0]
-    found = list(module.run(given).values())
-    shapes = [tuple(v.shape) for v in found]
-    assert shapes == [w.shape for w in wanted]
-    return max(float(np.abs(f.detach().numpy() - w).max(initial=0.0)) for f, w in zip(found, wanted, strict=True))
-
-
-def data(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @FEW
@@ -252,54 +203,6 @@ def test_attributes_of_old_opsets(op: str, opset: int, stored: dict[str, Any], a
     found = error(model, {"x": x})
     assert isinstance(found, float), found
     assert found < 1e-5
-
-
-def quantized(op: str, per_channel: bool) -> onnx.ModelProto:
-    """x -> QuantizeLinear -> DequantizeLinear -> MatMul/Conv by a stored, dequantized int8 weight."""
-    rng = np.random.default_rng(0)
-    conv = op == "Conv"
-    shape = (6, 4, 3, 3) if conv else (4, 6)
-    channels = 6 if per_channel else ()
-    stored = {
-        "xs": np.float32(0.03),
-        "xz": np.uint8(120),
-        "w": rng.integers(-127, 127, shape).astype(np.int8),
-        "ws": np.asarray(np.full(channels, 0.01) if per_channel else 0.01, np.float32),
-        "wz": np.zeros(channels, np.int8),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=0 if conv else 1),
-        helper.make_node(op, ["d", "dw"], ["y"]),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4, 8, 8] if conv else [2, 4])
-    graph = helper.make_graph(
-        nodes,
-        "q",
-        [x],
-        [onnx.ValueInfoProto(name="y")],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in stored.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-
-
-@pytest.mark.parametrize("op", ["Conv", "MatMul"])
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_quantized_models_keep_their_integers(op: str, per_channel: bool) -> None:
-    model = quantized(op, per_channel)
-    x = data(2, 4, 8, 8) if op == "Conv" else data(2, 4)
-    found = error(model, {"x": x})
-    assert isinstance(found, float), found
-    assert found < 1e-4
-    module = OnnxModule(model.graph, 13, {})
-    module.prepare({"x": torch.from_numpy(x)})
-    graph = torch.export.export(module, (torch.from_numpy(x),)).graph
-    names = [str(node.target) for node in graph.nodes]
-    kind = "channel" if per_channel else "tensor"
-    assert f"quantized_decomposed.dequantize_per_{kind}.default" in names
-    assert "quantized_decomposed.quantize_per_tensor.default" in names
-    assert {b.dtype for b in module.buffers()} >= {torch.int8}
 
 
 def test_non_zero_is_known_or_refused() -> None:

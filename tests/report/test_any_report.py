@@ -33,9 +33,7 @@ ATTACKS = (
 )
 TEXTS = st.one_of(st.text(st.characters(exclude_categories=()), max_size=8), st.sampled_from(ATTACKS))
 FLOATS = st.one_of(st.floats(), st.floats(0, 100))
-FREE = st.dictionaries(
-    TEXTS, st.one_of(TEXTS, FLOATS, st.booleans(), st.lists(FLOATS, max_size=2)), max_size=2
-)
+FREE = st.dictionaries(TEXTS, st.one_of(TEXTS, FLOATS, st.booleans(), st.lists(FLOATS, max_size=2)), max_size=2)
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -53,9 +51,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         case type() as kind if dataclasses.is_dataclass(kind):
             hints = get_type_hints(kind).items()
             positive = st.integers(1, 64)
-            return st.builds(
-                kind, **{k: positive if k in ("batch", "threads") else values(h) for k, h in hints}
-            )
+            return st.builds(kind, **{k: positive if k in ("batch", "threads") else values(h) for k, h in hints})
     simple = {str: TEXTS, float: FLOATS, int: st.integers(0, 255), bool: st.booleans(), NoneType: st.none()}
     return simple[hint]
 

@@ -58,9 +58,7 @@ def page(report: Report, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_browser_shows_the_verdict_and_every_step_without_loading_anything(
-    browse: Browse, page: Path
-) -> None:
+def test_the_browser_shows_the_verdict_and_every_step_without_loading_anything(browse: Browse, page: Path) -> None:
     shown = browse(page, "--dump-dom")
     assert '<span class="verdict pass">PASS</span>' in shown
     assert "<title>PASS: efficientnet_lite0 on host</title>" in shown
@@ -68,9 +66,7 @@ def test_the_browser_shows_the_verdict_and_every_step_without_loading_anything(
 
 
 def test_the_browser_would_have_complained_of_a_page_that_loads_something(browse: Browse, page: Path) -> None:
-    page.write_text(
-        page.read_text().replace("</header>", '<img src="https://example.org/x.png" alt=""></header>')
-    )
+    page.write_text(page.read_text().replace("</header>", '<img src="https://example.org/x.png" alt=""></header>'))
     with pytest.raises(AssertionError, match="Loading the image"):
         browse(page, "--dump-dom")
 

@@ -69,9 +69,7 @@ def test_what_cannot_be_compared_is_said(report: Report) -> None:
         "A's latency is measured, B's is predicted: they do not compare",
         "the builds ran on machines that differ",
     )
-    other = dataclasses.replace(
-        report, score=dataclasses.replace(report.score, samples=20) if report.score else None
-    )
+    other = dataclasses.replace(report, score=dataclasses.replace(report.score, samples=20) if report.score else None)
     assert caveats(report, other) == (
         "the latencies are of two runs; only rounds taken side by side can prove a difference",
         "the scores are of different metrics or samples",

@@ -118,9 +118,7 @@ def test_the_page_can_be_read_without_seeing_it(report: Report) -> None:
 
 
 def test_a_prediction_is_drawn_unlike_a_measurement(report: Report) -> None:
-    bars = [
-        a["class"] for tag, a in Page(render_html(report)).tags if tag == "rect" and a.get("height") == "12"
-    ]
+    bars = [a["class"] for tag, a in Page(render_html(report)).tags if tag == "rect" and a.get("height") == "12"]
     assert bars == ["total", "gain soft", "gain soft", "undone soft", "total"]
 
 
@@ -147,9 +145,7 @@ def test_foreign_names_stay_text(report: Report, attack: str) -> None:
         device=attack,
         pipeline=attack,
         score=score,
-        budgets=tuple(
-            dataclasses.replace(budget, asked=attack, reachable=attack) for budget in report.budgets
-        ),
+        budgets=tuple(dataclasses.replace(budget, asked=attack, reachable=attack) for budget in report.budgets),
         inputs=tuple(dataclasses.replace(spec, name=attack, dtype=attack) for spec in report.inputs),
         artifacts=tuple(dataclasses.replace(file, path=attack, kind=attack) for file in report.artifacts),
         steps=(*report.steps, StepRow(attack, False, attack)),
@@ -178,9 +174,7 @@ def test_a_huge_report_stays_a_small_page(report: Report) -> None:
         steps=report.steps * 30,
         notes=(long,) * 5000,
         decisions=tuple(Decision(f"{long}{i}", "8", "because") for i in range(5000)),
-        verify=Verify(
-            9, 1.0, 0.1, 20.0, None, tuple(LayerDrift(f"{long}{i}", 60 - i / 100) for i in range(3000))
-        ),
+        verify=Verify(9, 1.0, 0.1, 20.0, None, tuple(LayerDrift(f"{long}{i}", 60 - i / 100) for i in range(3000))),
     )
     shown = check_isolated(render_html(huge)).text
     assert shown.count("and 4800 more, all in report.json") == 2

@@ -81,19 +81,13 @@ def test_an_ascii_terminal_gets_ascii_alone(report: Report) -> None:
 
 def test_without_colour_when_told_so_and_when_not_a_terminal(report: Report) -> None:
     assert not any("\x1b" in line for line in printed(report))
-    assert any(
-        "\x1b[1;32mPASS" in line for line in printed(report, force_terminal=True, color_system="standard")
-    )
+    assert any("\x1b[1;32mPASS" in line for line in printed(report, force_terminal=True, color_system="standard"))
     plain_lines = printed(report, force_terminal=True, no_color=True)
     assert not any("32m" in line for line in plain_lines)
 
 
-@pytest.mark.parametrize(
-    "environment", [{"TERM": "dumb"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"NO_COLOR": "1"}]
-)
-def test_in_a_process_of_its_own(
-    report: Report, environment: dict[str, str], tmp_path: os.PathLike[str]
-) -> None:
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"NO_COLOR": "1"}])
+def test_in_a_process_of_its_own(report: Report, environment: dict[str, str], tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "report.json")
     with open(path, "w") as file:
         file.write(report.to_json())
@@ -121,9 +115,7 @@ def test_a_missed_budget_says_what_was_reachable_and_a_prediction_says_that_it_i
         exit_code=3,
         latency_ms=Figure(4.1, 3.5, 4.9, "predicted"),
         latency_ratio=None,
-        budgets=(
-            Budget("latency", "3ms", 3.0, "ms", 4.1, "miss", 3.5, 4.9, "3.80 ms with prune(ratio=0.4)"),
-        ),
+        budgets=(Budget("latency", "3ms", 3.0, "ms", 4.1, "miss", 3.5, 4.9, "3.80 ms with prune(ratio=0.4)"),),
     )
     lines = [line.rstrip() for line in printed(missed)]
     # Measured against predicted is no ratio, so there is no percentage.
