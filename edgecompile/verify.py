@@ -40,8 +40,9 @@ def output_errors(found: Outputs, teacher: Outputs) -> Errors:
         for a, t in zip(ours, theirs, strict=True):
             if t.dtype.kind != "f":
                 continue
-            gap = np.abs(a.astype(np.float64) - t.astype(np.float64))
-            worst = max(worst, float(gap.max(initial=0.0))) if not math.isnan(worst) else worst
+            with np.errstate(invalid="ignore"):  # inf - inf; where the two are equal there is no error
+                gap = np.where(a == t, 0.0, np.abs(a.astype(np.float64) - t.astype(np.float64)))
+            worst = float(np.maximum(worst, gap.max(initial=0.0)))  # NaN wins, which Python's max would lose
             total, count = total + float(gap.sum()), count + gap.size
     ratio = snr_db(found, teacher)
     if worst == 0.0:
@@ -102,17 +103,22 @@ def _float(node: fx.Node) -> bool:
 
 
 def _values(program: Program, names: set[str], inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-    class Keep(fx.Interpreter):
-        kept: dict[str, Any] = {}  # noqa: RUF012
-
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n.name in names and isinstance(value, Tensor):
-                self.kept[n.name] = value.detach().numpy().copy()
-            return value
-
-    runner = Keep(program.graph)
-    runner.kept = {}
+    runner = _Keep(program, names)
     with torch.no_grad():
         runner.run(*inputs)
     return runner.kept
+
+
+class _Keep(fx.Interpreter):
+    """Runs a program and keeps the values of the named nodes."""
+
+    def __init__(self, program: Program, names: set[str]) -> None:
+        super().__init__(program.graph)
+        self.names, self.kept = names, dict[str, Any]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node."""
+        value = super().run_node(n)
+        if n.name in self.names and isinstance(value, Tensor):
+            self.kept[n.name] = value.detach().numpy().copy()
+        return value

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__, errors
@@ -67,15 +70,25 @@ def finish(
     fixed = program.specialised(shop.batch)
     golden = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
     facts = {
-        "edgecompile": __version__, "target": job.name, "device": job.device.name, "pipeline": text, "teacher": teacher.digest,
-        "preprocessing": portable(teacher.preprocessing), "versions": dict(shop.versions), "batch": shop.batch, "threads": job.threads,
-        "trusted_model": job.options.trust_model, "golden": job.options.golden,
-    }  # fmt: skip
-    files = _publish(out, job, final, fixed, golden, facts, code)
+        "edgecompile": __version__,
+        "target": job.name,
+        "device": job.device.name,
+        "pipeline": text,
+        "teacher": teacher.digest,
+        "preprocessing": portable(teacher.preprocessing),
+        "versions": dict(shop.versions),
+        "batch": shop.batch,
+        "threads": job.threads,
+        "trusted_model": job.options.trust_model,
+        "golden": job.options.golden,
+    }
+    shop.tell("verifying", 0, 1)
     verify = _verified(teacher, shop, program, final, golden, code, steps)
+    shop.tell("publishing", 0, 1)
+    files = _publish(out, job, final, fixed, golden, facts, code)
     report = Report(
         __version__,
-        _model(teacher),
+        model_of(teacher),
         job.name,
         job.device.name,
         text,
@@ -127,22 +140,22 @@ def _settled(job: Job, shop: Workshop, base: Built, final: Built) -> dict[str, S
     single = asked is not None and asked.quantile != 0.5  # a percentile of averaged calls is none of calls
     calls = {"teacher": base.call, "artifact": final.call}
 
-    def progress(done: int, total: int) -> None:
-        if shop.progress is not None:
-            shop.progress("measuring", done, total)
-
     found, _ = settle(
-        calls, lambda s: latency_answer(s, job.budgets), seed=shop.seed, progress=progress,
-        sample_s=0 if single else 50e-6, least=34 if single else 1,
-    )  # fmt: skip
+        calls,
+        lambda s: latency_answer(s, job.budgets),
+        seed=shop.seed,
+        progress=lambda done, total: shop.tell("measuring", done, total),
+        sample_s=0 if single else 50e-6,
+        least=34 if single else 1,
+    )
     return found
 
 
 def _publish(
     out: Path, job: Job, final: Built, fixed: Program, golden: Any, facts: Mapping[str, Any], code: int
 ) -> tuple[ArtifactFile, ...]:
-    """The bundle into the store; OUT/<deployment> moves to it only when every budget holds, else OUT/rejected/<deployment>."""
-    name = job.name if job.name.isidentifier() else f"{job.target.name}@{job.device.name}"
+    """The bundle into the store; OUT/<deployment> moves to it when every budget holds, else OUT/rejected/<deployment>."""
+    name = re.sub(r"[^\w.@-]", "_", job.name if job.name.isidentifier() else f"{job.target.name}@{job.device.name}")
     shown = name if code == errors.OK else f"rejected/{name}"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -156,6 +169,8 @@ def _publish(
         point(out, shown, seal(folder, out))
     if code == errors.OK:
         unpoint(out, f"rejected/{name}")
+        with contextlib.suppress(OSError):  # another deployment's rejected candidate may be in it
+            (out / "rejected").rmdir()
     return told
 
 
@@ -177,12 +192,10 @@ def _verified(
     layers: list[tuple[str, float | None]] = []
     drifts = found.snr_db is not None and not found.snr_db >= limit
     tap = getattr(shop.target, "tap", None)
-    if (drifts or code == errors.ACCURACY) and tap is not None and teacher.program.batch is None:
+    if (drifts or code == errors.ACCURACY) and tap is not None:
         layers = layer_drift(teacher.program, program, lambda names, x: tap(final.artifact, names, x), golden)
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
-    return Verify(
-        found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows
-    )
+    return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
 
 
 def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> Score | None:
@@ -194,9 +207,16 @@ def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> 
     low, high = best.percent - drop.high, min(best.percent - drop.low, 100.0)
     unknown = drop.low != drop.low  # a user's score has no interval
     return Score(
-        scored.metric, best.percent, scored.percent, None if unknown else low, None if unknown else high, certified, "measured", scored.samples,
+        scored.metric,
+        best.percent,
+        scored.percent,
+        None if unknown else low,
+        None if unknown else high,
+        certified,
+        "measured",
+        scored.samples,
         evaluate.independent if evaluate is not None else "",
-    )  # fmt: skip
+    )
 
 
 def _row(step: Step) -> StepRow:
@@ -243,8 +263,6 @@ def _ratio(samples: Mapping[str, Samples]) -> Ratio | None:
 def _rounds(samples: Mapping[str, Samples]) -> Rounds | None:
     if not samples:
         return None
-    from statistics import median
-
     medians = {k: tuple(1e3 * median(r) for r in s.rounds) for k, s in samples.items()}
     return Rounds(medians["teacher"], medians["artifact"])
 
@@ -269,7 +287,7 @@ def _data_notes(evaluate: Dataset | None) -> tuple[str, ...]:
     return tuple(n for n in (evaluate.independent, *evaluate.notes) if n) if evaluate is not None else ()
 
 
-def _model(teacher: Teacher) -> Model:
-    from edgecompile.building.run import model_of
-
-    return model_of(teacher)
+def model_of(teacher: Teacher) -> Model:
+    """The teacher as the report names it."""
+    count = sum(w.numel() for w in teacher.program.weights().values() if w.is_floating_point())
+    return Model(teacher.name, teacher.digest, count)

@@ -13,6 +13,9 @@ from edgecompile.errors import SpecError, near
 from edgecompile.spec import Call, Latency, make, parse_calls, parse_drop, parse_latency, parse_size
 
 _MAX_TOML_BYTES = 1_000_000
+_MAX_THREADS = 1024
+BESIDE: Mapping[str, type] = {"model": str, "dump": str, "verbose": bool, "json": bool}
+"""What the `[build]` table of an edgecompile.toml may hold besides the fields of `BuildOptions`."""
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -25,9 +28,7 @@ class BuildOptions:
 
     target: str = _help("A deployment (host) or artifact@device (onnx@host).", "host")
     device: str | None = _help("A device profile by name or .toml file, instead of the target's own.")
-    pipeline: str | None = _help(
-        "Passes behind the exact ones, such as 'quantize(calibration=mse)'; '' for none."
-    )
+    pipeline: str | None = _help("Passes behind the exact ones, such as 'quantize(calibration=mse)'; '' for none.")
     max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher.")
     max_drop: str | None = _help("Accuracy budget in points of the score: 1pp or 0.5%.")
     max_size: str | None = _help("Size budget of the artifact: 4MB or 30% of the teacher.")
@@ -41,9 +42,7 @@ class BuildOptions:
     image: str | None = _help("How images are prepared: size=224,crop=center,mean=..,std=..")
     batch: int = _help("The batch of the artifact.", 1)
     threads: int | None = _help("Threads that the artifact is run and measured with (default: the device's).")
-    keep_float: tuple[str, ...] = _help(
-        "Layers that stay float, as a glob over their names; repeat for several.", ()
-    )
+    keep_float: tuple[str, ...] = _help("Layers that stay float, as a glob over their names; repeat for several.", ())
     out: str = _help("The output folder.", "out")
     seed: int = _help("Seed of everything random.", 0)
     decisions: str | None = _help("Replay the choices recorded in this report.json.")
@@ -59,6 +58,13 @@ class BuildOptions:
             raise SpecError(f"--batch {self.batch}: must be 1 or more")
         if self.threads is not None and self.threads < 1:
             raise SpecError(f"--threads {self.threads}: must be 1 or more")
+        if self.threads is not None and self.threads > _MAX_THREADS:
+            raise SpecError(f"--threads {self.threads}: more than {_MAX_THREADS}")
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
+        for option in dataclasses.fields(self):
+            if "\0" in str(getattr(self, option.name)):
+                raise SpecError(f"--{option.name.replace('_', '-')}: holds a NUL character")
 
     def budgets(self) -> Budgets:
         """The three budgets read; raises `SpecError`."""
@@ -82,7 +88,7 @@ class Budgets:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The `[build]` table of an `edgecompile.toml`, with `model`; keys are the flags, kebab-case or snake_case."""
+    """The checked `[build]` table of an `edgecompile.toml`; keys are MODEL and the flags, kebab-case or snake_case."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -95,20 +101,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: not TOML: {error}") from None
     unknown = [key for key in table if key != "build"]
     if unknown or not isinstance(table.get("build", {}), dict):
-        raise SpecError(
-            f"{path}: unknown table {unknown[:1] or ['build']}{near(str(unknown[0]) if unknown else 'build', ['build'])}"
-        )
+        wrong = unknown[0] if unknown else "build"
+        line = _line_of(data.decode("utf-8"), f"[{wrong}", wrong)
+        raise SpecError(f"{path}:{line}: unknown table {wrong!r}{near(wrong, ['build'])}")
     values = {key.replace("-", "_"): value for key, value in table.get("build", {}).items()}
-    names = {f.name for f in dataclasses.fields(BuildOptions)} | {"model"}
-    for key in values:
-        if key not in names:
-            line = _line_of(data.decode("utf-8"), key)
-            raise SpecError(f"{path}:{line}: unknown key {key!r}{near(key, names)}")
+    names = {f.name for f in dataclasses.fields(BuildOptions)}
+    for key, value in values.items():
+        where = f"{path}:{_line_of(data.decode('utf-8'), key, key.replace('_', '-'))}"
+        if key in names:
+            make(BuildOptions, {key: value}, f"{where}: build")
+        elif key not in BESIDE:
+            raise SpecError(f"{where}: unknown key {key!r}{near(key, names | set(BESIDE))}")
+        elif not isinstance(value, BESIDE[key]):
+            raise SpecError(f"{where}: build.{key}: expected {BESIDE[key].__name__}, got {value!r}")
     return values
 
 
-def _line_of(text: str, key: str) -> int:
-    words = (key, key.replace("_", "-"))
+def _line_of(text: str, *words: str) -> int:
     lines = (i for i, row in enumerate(text.splitlines(), 1) if row.strip().startswith(words))
     return next(lines, 1)
 

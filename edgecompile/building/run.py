@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__, errors
-from edgecompile.building.finish import finish, write_report
-from edgecompile.building.options import BuildOptions, Budgets, deployment, options_from
+from edgecompile.building.finish import finish, model_of, write_report
+from edgecompile.building.options import Budgets, BuildOptions, deployment, options_from
 from edgecompile.building.workshop import Progress, Workshop, cached_outputs
-from edgecompile.data import choose_score, digest_of, open_dataset, outputs, truth
+from edgecompile.data import Outputs, choose_score, digest_of, open_dataset, outputs, truth
 from edgecompile.device import DeviceProfile
-from edgecompile.errors import EdgeCompileError, InputError, Refused, SpecError, TargetError, Unsupported
+from edgecompile.errors import (
+    EdgeCompileError,
+    InputError,
+    OutputError,
+    Refused,
+    SpecError,
+    TargetError,
+    Unsupported,
+)
 from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, parse_one, show
 from edgecompile.program import Program
 from edgecompile.report import Model, Refusal, Report
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from edgecompile.data import Dataset
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "nncf", "torchao", "numpy")
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|bad_alloc|Failed to allocate memory|can't allocate")
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,24 @@ class Job:
     target: Target
     device: DeviceProfile
     threads: int
+    passes: tuple[Pass, ...] | None = None
 
 
 def build(
     model: str | Teacher,
     options: BuildOptions | None = None,
     *,
+    passes: Sequence[Pass] | None = None,
+    target: Target | None = None,
     progress: Progress | None = None,
     observers: tuple[Observer, ...] = (),
     cache: Cache | None = None,
     **values: Any,
 ) -> Report:
     """Build `model` for a target under its budgets; `values` are the fields of `BuildOptions`.
+
+    `passes` are objects to run behind the exact passes instead of a pipeline text, and `target` is one to emit for
+    instead of the one that is named: passes and targets of your own need no registration.
 
     Returns the report, whose `exit_code` says whether the budgets hold; it is also written to OUT/report.json and
     OUT/report.html. Raises `EdgeCompileError` for what cannot be built at all; the report says so too.
@@ -60,31 +78,35 @@ def build(
         raise SpecError(f"build: give options or keywords, not both ({', '.join(values)})")
     out = Path(chosen.out)
     name = model if isinstance(model, str) else model.name
-    try:
-        job = prepare(chosen)
-        with hold(out):
-            try:
-                return _run(model, job, progress, observers, cache or Cache())
-            except EdgeCompileError as error:
-                write_report(out, failed(name, chosen, error))
+    if chosen.dry_run:
+        return _run(model, prepare(chosen, passes, target), progress, observers, cache or Cache())
+    with hold(out):
+        try:
+            return _run(model, prepare(chosen, passes, target), progress, observers, cache or Cache())
+        except BaseException as error:  # Ctrl-C and our own bugs leave a report too
+            told = _told(error)
+            with contextlib.suppress(OutputError):  # the first error is the one to be heard of
+                write_report(out, failed(name, chosen, told))
+            if told is error:
                 raise
-    except EdgeCompileError as error:
-        _report_early(out, name, chosen, error)
-        raise
+            raise told from error
 
 
-def _report_early(out: Path, name: str, options: BuildOptions, error: EdgeCompileError) -> None:
-    """A report of an error before the folder was held, where the folder can be written and nobody holds it."""
-    if isinstance(error, errors.OutputError):
-        return
-    try:
-        with hold(out):
-            write_report(out, failed(name, options, error))
-    except errors.OutputError:
-        return
+def _told(error: BaseException) -> BaseException:
+    """Memory and disk that ran out inside a library, as a line that a user can act on; any other error as it is."""
+    match error:
+        case EdgeCompileError():
+            return error
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return OutputError(
+                f"{error.filename or 'the disk'}: {error.strerror}; free some space, or set TMPDIR to another disk"
+            )
+        case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return InputError("out of memory: use a smaller model, --batch or data set, or close other programs")
+    return error
 
 
-def prepare(options: BuildOptions) -> Job:
+def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> Job:
     """Read everything that can be wrong without looking at the model."""
     from edgecompile.passes import PASSES
     from edgecompile.targets import DEPLOYMENTS, TARGETS
@@ -92,11 +114,14 @@ def prepare(options: BuildOptions) -> Job:
     budgets = options.budgets()
     pairs = deployment(options.target, options.device, DEPLOYMENTS)
     call, device_name = pairs[0]
-    target: Target = parse_one(call, TARGETS, "--target")
+    target: Target = own or parse_one(call, TARGETS, "--target")
     device = DeviceProfile.load(device_name)
     if options.pipeline is not None:
         parse(options.pipeline, PASSES)
-    return Job(options, budgets, options.target, target, device, options.threads or device.threads)
+        if passes is not None:
+            raise SpecError("build: give a pipeline or passes, not both")
+    given = None if passes is None else tuple(passes)
+    return Job(options, budgets, options.target, target, device, options.threads or device.threads, given)
 
 
 def _run(
@@ -106,14 +131,16 @@ def _run(
     tell: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
     tell("loading the model", 0, 1)
     teacher = model if isinstance(model, Teacher) else _load(model, options)
-    calib, evaluate = (
-        _data(options.calib, teacher.calib, teacher, options),
-        _data(options.eval, teacher.evaluate, teacher, options, labels=True),
-    )
+    calib = _data(options.calib, teacher.calib, teacher, options)
+    evaluate = _data(options.eval, teacher.evaluate, teacher, options, labels=True)
+    train = _data(options.train, teacher.train, teacher, options)
+    batch = _batch(options.batch, teacher)
+    score = choose_score(teacher, evaluate, options.score) if evaluate is not None else None
     recorded = _recorded(options.decisions)
     passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
     exact, lossy = _split(passes)
+    tell("exact passes", 0, 1)
     baseline, _ = PassManager(exact).run(teacher.program, Context(teacher.program, job.device, job.target))
     reasons = job.target.refuse(baseline)
     if reasons:
@@ -121,27 +148,36 @@ def _run(
     if options.dry_run:
         return planned(teacher, job, passes, why)
     versions = tool_versions()
-    score = choose_score(teacher, evaluate, options.score) if evaluate is not None else None
-    found = None
-    if evaluate is not None:
-        name = key("teacher outputs", teacher.digest, evaluate.digest, versions)
-        whole = teacher.program
-        tell("running the teacher", 0, 1)
-        found = cached_outputs(cache, name, lambda: outputs(lambda x: whole(*x), evaluate, whole.batch))
+    found = _teacher_outputs(teacher, evaluate, cache, versions, tell) if evaluate is not None else None
     text = show(passes)
     shop = Workshop(
-        job.target, cache, options.batch if teacher.program.batch is None else teacher.program.batch, job.threads, options.seed,
-        versions, {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions}, evaluate, score, found,
+        job.target,
+        cache,
+        batch,
+        job.threads,
+        options.seed,
+        versions,
+        {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions},
+        evaluate,
+        score,
+        found,
         size_budget=budgets.size_bytes is not None or budgets.size_percent is not None,
-        replay=recorded, progress=progress,
-    )  # fmt: skip
+        replay=recorded,
+        progress=progress,
+    )
     if evaluate is not None and score is not None:
         shop.truth = truth(evaluate, score)
     context = Context(
-        teacher.program, job.device, job.target, calib, _data(options.train, teacher.train, teacher, options), options.seed,
-        budgets.drop_pp, shop.drop_pp if evaluate is not None else None,
-    )  # fmt: skip
-    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, evaluate))
+        teacher.program,
+        job.device,
+        job.target,
+        calib,
+        train,
+        options.seed,
+        budgets.drop_pp,
+        shop.drop_pp if evaluate is not None else None,
+    )
+    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, evaluate, tell))
     program, steps = manager.run(teacher.program, context, shop)
     reasons = job.target.refuse(program)
     if reasons:
@@ -165,6 +201,26 @@ def _data(
     return open_dataset(ref, teacher.program, teacher.preprocessing, file)
 
 
+def _batch(asked: int, teacher: Teacher) -> int:
+    """The batch of the artifact: the one asked for, where the teacher's own is not fixed."""
+    fixed = teacher.program.batch
+    if fixed is not None and asked not in (1, fixed):
+        raise InputError(f"--batch {asked}: {teacher.name} takes batches of {fixed} only: leave --batch out")
+    return fixed or asked
+
+
+def _teacher_outputs(
+    teacher: Teacher, evaluate: Dataset, cache: Cache, versions: Mapping[str, str], tell: Progress
+) -> Outputs:
+    whole = teacher.program
+
+    def make() -> Outputs:
+        tell("running the teacher", 0, 1)
+        return outputs(lambda x: whole(*x), evaluate, whole.batch)
+
+    return cached_outputs(cache, key("teacher outputs", teacher.digest, evaluate.digest, versions), make)
+
+
 def choose(
     job: Job, teacher: Teacher, calib: Dataset | None, recorded: Mapping[str, str]
 ) -> tuple[tuple[Pass, ...], str, str]:
@@ -172,6 +228,10 @@ def choose(
     from edgecompile.passes import EXACT, PASSES
 
     options = job.options
+    exact = parse(", ".join(EXACT), PASSES)
+    last = parse(job.target.legalize, PASSES)
+    if job.passes is not None:
+        return (*exact, *job.passes, *last), show(job.passes), "given as objects"
     if options.pipeline is not None:
         text, why = options.pipeline, "given"
     elif "pipeline" in recorded:
@@ -184,15 +244,16 @@ def choose(
         text, why = "", "exact passes only: the drop budget is 0"
     else:
         text, why = "quantize", "there is calibration data, and the target has integer kernels"
-    exact = parse(", ".join(EXACT), PASSES)
     given = tuple(_with_kept(p, options.keep_float) for p in parse(text, PASSES))
-    return (*exact, *given, *parse(job.target.legalize, PASSES)), show(given), why
+    return (*exact, *given, *last), show(given), why
 
 
 def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
     """`--keep-float` added to every pass that has such an option."""
     own = getattr(one, "keep_float", None)
-    return replace(one, keep_float=(*own, *globs)) if own is not None and globs else one  # type: ignore[call-arg]
+    if own is None or not globs:
+        return one
+    return replace(one, keep_float=tuple(dict.fromkeys((*own, *globs))))  # type: ignore[call-arg]
 
 
 def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
@@ -202,7 +263,7 @@ def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]
 
 
 def _remembered(
-    cache: Cache, versions: Mapping[str, str], evaluate: Dataset | None
+    cache: Cache, versions: Mapping[str, str], evaluate: Dataset | None, tell: Progress
 ) -> Callable[[Pass, Program, Context], Program]:
     """Lossy passes, which take long, are kept in the cache by everything that goes into them."""
     from edgecompile import program_file
@@ -210,19 +271,27 @@ def _remembered(
 
     def apply(one: Pass, program: Program, ctx: Context) -> Program:
         if one.exact:
+            tell("exact passes", 0, 1)
             return one.run(program, ctx)
         searched = (
-            None
-            if ctx.drop is None or ctx.max_drop is None
-            else [ctx.max_drop, evaluate.digest if evaluate else None]
+            None if ctx.drop is None or ctx.max_drop is None else [ctx.max_drop, evaluate.digest if evaluate else None]
         )
         flags = list(map(str, machine()["flags"]))  # type: ignore[call-overload]
         name = key(
-            "pass", digest_of(program), show([one]), ctx.calib.digest if ctx.calib else None,
-            ctx.train.digest if ctx.train else None, searched, repr(ctx.target), ctx.seed, versions, flags,
-        )  # fmt: skip
+            "pass",
+            digest_of(program),
+            show([one]),
+            ctx.calib.digest if ctx.calib else None,
+            ctx.train.digest if ctx.train else None,
+            searched,
+            repr(ctx.target),
+            ctx.seed,
+            versions,
+            flags,
+        )
 
         def fill(folder: Path) -> None:
+            tell(f"running {one.name}", 0, 1)
             result = one.run(program.clone(), ctx).retraced()
             program_file.save(result, folder)
             (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
@@ -263,20 +332,25 @@ def _recorded(path: str | None) -> dict[str, str]:
 def planned(teacher: Teacher, job: Job, passes: tuple[Pass, ...], why: str) -> Report:
     """The report of a dry run: what would be done."""
     return Report(
-        __version__, model_of(teacher), job.name, job.device.name, show(passes), errors.OK, dry_run=True,
-        batch=job.options.batch, threads=job.threads, seed=job.options.seed, notes=(f"pipeline: {why}", *teacher.notes),
-        preprocessing=teacher.preprocessing, versions=tool_versions(),
-    )  # fmt: skip
+        __version__,
+        model_of(teacher),
+        job.name,
+        job.device.name,
+        show(passes),
+        errors.OK,
+        dry_run=True,
+        batch=job.options.batch,
+        threads=job.threads,
+        seed=job.options.seed,
+        notes=(f"pipeline: {why}", *teacher.notes),
+        preprocessing=teacher.preprocessing,
+        versions=tool_versions(),
+    )
 
 
-def model_of(teacher: Teacher) -> Model:
-    """The teacher as the report names it."""
-    count = sum(w.numel() for w in teacher.program.weights().values() if w.is_floating_point())
-    return Model(teacher.name, teacher.digest, count)
-
-
-def failed(name: str, options: BuildOptions, error: EdgeCompileError) -> Report:
+def failed(name: str, options: BuildOptions, error: BaseException) -> Report:
     """The report of a build that could not be done, with every refusal on its own."""
+    code = errors.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", errors.BUG)
     match error:
         case Unsupported():
             refusals = tuple(Refusal(error.rule, name, reason) for reason in error.reasons)
@@ -287,6 +361,15 @@ def failed(name: str, options: BuildOptions, error: EdgeCompileError) -> Report:
         case _:
             refusals = (Refusal(type(error).__name__, name, str(error)),)
     return Report(
-        __version__, Model(name), options.target, options.device or "", options.pipeline or "", error.exit_code,
-        (error.exit_code,), seed=options.seed, batch=options.batch, refusals=refusals, versions=tool_versions(),
-    )  # fmt: skip
+        __version__,
+        Model(name),
+        options.target,
+        options.device or "",
+        options.pipeline or "",
+        code,
+        (code,),
+        seed=options.seed,
+        batch=options.batch,
+        refusals=refusals,
+        versions=tool_versions(),
+    )

@@ -61,9 +61,16 @@ def latency_budget(samples: Mapping[str, Samples], budgets: Budgets) -> Budget |
     if answer == "inconclusive":
         reachable = "too noisy to tell on this machine now: close other programs and run again"
     return Budget(
-        "latency", budgets.latency.text, limit.ms if limit else None, "ms", found.value if found else None, answer,
-        found.low if found else None, found.high if found else None, reachable,
-    )  # fmt: skip
+        "latency",
+        budgets.latency.text,
+        limit.ms if limit else None,
+        "ms",
+        found.value if found else None,
+        answer,
+        found.low if found else None,
+        found.high if found else None,
+        reachable,
+    )
 
 
 def drop_budget(drop: Drop | None, budgets: Budgets, strict: bool, asked: str) -> Budget | None:
@@ -84,7 +91,9 @@ def drop_budget(drop: Drop | None, budgets: Budgets, strict: bool, asked: str) -
     reachable = f"{drop.value_pp:.2f} pp was the least" if answer == "miss" else ""
     if answer == "pass" and strict and not drop.certifies(budgets.drop_pp):
         answer = "inconclusive"
-        reachable = f"{drop.samples} samples cannot prove {budgets.drop_pp:g} pp: give more with --eval, or leave --strict out"
+        reachable = (
+            f"{drop.samples} samples cannot prove {budgets.drop_pp:g} pp: give more with --eval, or leave --strict out"
+        )
     return Budget("drop", asked, budgets.drop_pp, "pp", drop.value_pp, answer, drop.low, drop.high, reachable)
 
 
@@ -103,8 +112,6 @@ def size_budget(size_bytes: int, teacher_bytes: int, budgets: Budgets, asked: st
 def codes_of(rows: Sequence[Budget]) -> tuple[int, ...]:
     """The exit codes that the budgets earned, each once."""
     codes = {
-        _CODES[row.kind] if row.verdict == "miss" else errors.INCONCLUSIVE
-        for row in rows
-        if row.verdict != "pass"
+        _CODES[row.kind] if row.verdict == "miss" else errors.INCONCLUSIVE for row in rows if row.verdict != "pass"
     }
     return tuple(sorted(codes))

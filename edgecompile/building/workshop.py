@@ -72,15 +72,12 @@ class Workshop:
         """The program as an artifact of the target, emitted once for each content."""
         digest = digest_of(program)
         if digest not in self._made:
-            self._tell("emitting", 0, 1)
             fixed = program.specialised(self.batch)
             artifact = self._emitted(digest, fixed)
             run = self.target.load(artifact, self.threads)
             bound = getattr(run, "bound", None)
             call = bound(fixed.inputs) if bound is not None else None
-            size = sum(
-                f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json"
-            )
+            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json")
             self._made[digest] = self._scored(Built(digest, artifact, run, call, size))
         return self._made[digest]
 
@@ -88,6 +85,7 @@ class Workshop:
         name = key("emit", digest, self.batch, repr(self.target), self.versions, self.metadata)
 
         def fill(folder: Path) -> None:
+            self.tell("emitting", 0, 1)
             artifact = self.target.emit(fixed, folder, self.metadata)
             said = {
                 "kind": artifact.kind,
@@ -125,7 +123,7 @@ class Workshop:
         def counted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             nonlocal done
             done += self.batch
-            self._tell("scoring", min(done, total), total)
+            self.tell("scoring", min(done, total), total)
             return run(inputs)
 
         return outputs(counted, self.evaluate, self.batch)
@@ -148,7 +146,7 @@ class Workshop:
         return *prices, decided == "yes", why
 
     def decide(self, name: str, found: str) -> str:
-        """A choice made by measurement: the recorded one, else that of an earlier build on this machine, else `found`."""
+        """A choice made by measurement: the recorded one, else an earlier build's on this machine, else `found`."""
         place = key("decision", fingerprint(), name, self.batch, self.threads, repr(self.target), self.versions)
 
         def fill(folder: Path) -> None:
@@ -203,16 +201,22 @@ class Workshop:
         assert one.call is not None
         assert two.call is not None
         samples, _ = settle(
-            {"before": one.call, "after": two.call}, lambda s: verdict(ratio(s["after"], s["before"])), rounds=16, cap=128,
-            seed=self.seed, least=1, progress=lambda done, total: self._tell("measuring", done, total),
-        )  # fmt: skip
+            {"before": one.call, "after": two.call},
+            lambda s: verdict(ratio(s["after"], s["before"])),
+            rounds=16,
+            cap=128,
+            seed=self.seed,
+            least=1,
+            progress=lambda done, total: self.tell("measuring", done, total),
+        )
         return samples
 
     def _price(self, built: Built, latency: Interval | None) -> Price:
         kind: Literal["measured", "unvalidated"] = "measured" if latency else "unvalidated"
         return Price(latency, built.size_bytes, built.scored.percent if built.scored else None, kind)
 
-    def _tell(self, what: str, done: int, total: int) -> None:
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Say how far the build is, to whoever listens."""
         if self.progress is not None:
             self.progress(what, done, total)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgecompile.building.options import BuildOptions, options_from, read_toml
-from edgecompile.errors import SpecError
+from edgecompile.building.options import BESIDE, BuildOptions, options_from, read_toml
+from edgecompile.errors import EdgeCompileError, SpecError
 
 if TYPE_CHECKING:
     from edgecompile.report import Report
@@ -24,19 +24,39 @@ CONFIG = "edgecompile.toml"
 def command() -> Callable[..., Any]:
     """The verb, with a signature made from the fields of `BuildOptions`."""
     parameters = [
-        _parameter("model", Annotated[str | None, typer.Argument(help="A name from `edgecompile list`, module:function, .pt2, .onnx or a folder.")], None),
+        _parameter(
+            "model",
+            Annotated[
+                str | None,
+                typer.Argument(help="A name from `edgecompile list`, module:function, .pt2, .onnx or a folder."),
+            ],
+            None,
+        ),
         *(_flag(f) for f in dataclasses.fields(BuildOptions)),
-        _parameter("config", Annotated[str | None, typer.Option("--config", help=f"A TOML file with a [build] table (default: {CONFIG} when there).")], None),
-        _parameter("dump", Annotated[str | None, typer.Option("--dump", help="Write the program after each pass into this folder.")], None),
+        _parameter(
+            "config",
+            Annotated[
+                str | None,
+                typer.Option("--config", help=f"A TOML file with a [build] table (default: {CONFIG} when there)."),
+            ],
+            None,
+        ),
+        _parameter(
+            "dump",
+            Annotated[str | None, typer.Option("--dump", help="Write the program after each pass into this folder.")],
+            None,
+        ),
         _parameter("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Say what each pass did.")], False),
-        _parameter("json_", Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")], False),
-    ]  # fmt: skip
+        _parameter(
+            "json_", Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")], False
+        ),
+    ]
 
     def run(**values: Any) -> int:
         return _build(**values)
 
     run.__doc__ = "Build MODEL for a target under its budgets; the report says what was measured."
-    run.__signature__ = inspect.Signature(parameters)
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010  (mypy knows of no such attribute)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
@@ -54,43 +74,47 @@ def _flag(option: dataclasses.Field[Any]) -> inspect.Parameter:
     if typing.get_origin(kind) is tuple:
         return _parameter(option.name, Annotated[list[str] | None, typer.Option(flag, help=text)], None)
     if kind is bool:
-        return _parameter(option.name, Annotated[bool | None, typer.Option(flag, help=text)], None)
+        both = f"{flag}/--no-{option.name.replace('_', '-')}"  # the second overrides the TOML file
+        return _parameter(option.name, Annotated[bool | None, typer.Option(both, help=text)], None)
     number = kind is int or int in typing.get_args(kind)
     plain: Any = int if number else str
     return _parameter(option.name, Annotated[plain | None, typer.Option(flag, help=text)], None)
 
 
-def _build(
-    model: str | None, config: str | None, dump: str | None, verbose: bool, json_: bool, **flags: Any
-) -> int:
-    from edgecompile.building.run import build
-    from edgecompile.cli.progress import Observers, progress
+def _build(model: str | None, config: str | None, dump: str | None, verbose: bool, json_: bool, **flags: Any) -> int:
+    from edgecompile.building.run import build, failed
+    from edgecompile.cli.progress import Observers, printing, progress
 
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v not in (None, [])}
-    name, options = resolve(model, given, config)
-    observers = Observers(Path(dump) if dump else None, verbose)
-    with progress() as tell:
-        report = build(name, options, progress=tell, observers=(observers,))
-    _print(report, Path(options.out), json_)
+    beside = {"model": model, "dump": dump, "verbose": verbose or None, "json": json_ or None}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in {**beside, **flags}.items() if v not in (None, [])}
+    name, options, shown = resolve(given, config)
+    observers = Observers(Path(shown["dump"]) if "dump" in shown else None, shown.get("verbose", False))
+    json_ = shown.get("json", False)
+    try:
+        with progress() as tell:
+            report = build(name, options, progress=tell, observers=(observers,))
+    except EdgeCompileError as error:
+        if json_:
+            _print(failed(name, options, error), Path(options.out), json_)
+        raise
+    with printing():
+        _print(report, Path(options.out), json_)
     return report.exit_code
 
 
-def resolve(model: str | None, given: dict[str, Any], config: str | None) -> tuple[str, BuildOptions]:
-    """Flags over the TOML file over the defaults; the model and its options."""
+def resolve(given: dict[str, Any], config: str | None) -> tuple[str, BuildOptions, dict[str, Any]]:
+    """Flags over the TOML file over the defaults; the model, its options, and what to show of the build."""
     path = Path(config) if config else Path(CONFIG)
-    table = read_toml(path) if config or path.is_file() else {}
-    name = model or table.get("model")
-    table.pop("model", None)
-    if not isinstance(name, str):
+    table = {**(read_toml(path) if config or path.is_file() else {}), **given}
+    shown = {key: table.pop(key) for key in BESIDE if key in table}
+    if not shown.get("model"):
         raise SpecError(f"build: no model: name one (edgecompile list shows them) or set model in {CONFIG}")
-    if table:
-        options_from(table, str(path))
-    return name, options_from({**table, **given}, "build")
+    return shown["model"], options_from(table, "build"), shown
 
 
 def _print(report: Report, out: Path, json_: bool) -> None:
     if json_:
-        sys.stdout.write(report.to_json() + "\n")
+        sys.stdout.write(report.to_json())
         return
     from rich.console import Console
 

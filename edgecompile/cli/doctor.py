@@ -51,16 +51,14 @@ def _satisfies(version: str, wanted: str) -> bool:
 
 
 def _requirements() -> list[tuple[str, str, str | None]]:
-    """(package, version specification, extra or None) of the installed edgecompile, or of none when it runs uninstalled."""
+    """(package, version specification, extra or None) of the installed edgecompile; none when it runs uninstalled."""
     try:
         lines = importlib.metadata.requires("edgecompile") or []
     except importlib.metadata.PackageNotFoundError:
         return []
     found = []
     for line in lines:
-        match = re.match(
-            r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?", line
-        )
+        match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?", line)
         if match and match[1].lower() != "edgecompile":
             found.append((match[1], match[2].strip(), match[3]))
     return found
@@ -99,9 +97,7 @@ def _extras() -> list[Row]:
     for extra, packages in sorted(by_extra.items()):
         missing = [p for p, _ in packages if _version(p) is None]
         wrong = [
-            f"{p} {_version(p)}"
-            for p, w in packages
-            if _version(p) is not None and not _satisfies(str(_version(p)), w)
+            f"{p} {_version(p)}" for p, w in packages if _version(p) is not None and not _satisfies(str(_version(p)), w)
         ]
         if missing:
             rows.append(

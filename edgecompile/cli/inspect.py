@@ -16,15 +16,11 @@ def inspect(
         str, typer.Argument(help="A name from `edgecompile list`, module:function, .pt2, .onnx or a folder.")
     ],
     target: Annotated[str, typer.Option("--target", help="Whose refusals to list.")] = "host",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Weights for a module:function model.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Weights for a module:function model.")] = None,
     input: Annotated[
         list[str] | None, typer.Option("--input", help="An input's shape, NAME=1x3x224x224:float32.")
     ] = None,
-    trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Let a model file run its own code.")
-    ] = False,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Let a model file run its own code.")] = False,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Print the whole program.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
@@ -68,7 +64,8 @@ def inspect(
         if text:
             print(program)
         print(
-            f"{facts['name']}: {facts['parameters']:,} parameters, {facts['weight_bytes'] / 1e6:.2f} MB, batch {facts['batch']}"
+            f"{facts['name']}: {facts['parameters']:,} parameters,"
+            f" {facts['weight_bytes'] / 1e6:.2f} MB, batch {facts['batch']}"
         )
         print("operators: " + ", ".join(f"{count} {word}" for word, count in calls.most_common()))
         for note in facts["notes"]:

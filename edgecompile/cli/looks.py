@@ -32,8 +32,7 @@ def list_(
     ]
     if json_:
         sys.stdout.write(
-            json.dumps([dict(zip(("kind", "name", "about"), row, strict=True)) for row in rows], indent=2)
-            + "\n"
+            json.dumps([dict(zip(("kind", "name", "about"), row, strict=True)) for row in rows], indent=2) + "\n"
         )
     else:
         table([(k, n, a) for k, n, a in rows], ("kind", "name", "what it is"))
@@ -82,9 +81,7 @@ def explain(
         text = _operator(name, TARGETS)
         kind = "operator"
     if not text:
-        raise errors.SpecError(
-            f"explain: nothing is called {name!r}{errors.near(name, [*PASSES, *TARGETS, *rules])}"
-        )
+        raise errors.SpecError(f"explain: nothing is called {name!r}{errors.near(name, [*PASSES, *TARGETS, *rules])}")
     if json_:
         sys.stdout.write(json.dumps({"kind": kind, "name": name, "text": text}, indent=2) + "\n")
     else:
@@ -116,7 +113,8 @@ def _operator(name: str, targets: dict[str, str]) -> str:
             if name in (str(op), str(op).removeprefix("aten.").removesuffix(".default"), op._opname):
                 weight = f", weight {rule.weight} per channel of axis {rule.axis}" if rule.weight else ""
                 lines.append(
-                    f"{word}: {op} runs in integers over {', '.join(rule.operands)}{weight}; its result is {rule.output}"
+                    f"{word}: {op} runs in integers over {', '.join(rule.operands)}{weight};"
+                    f" its result is {rule.output}"
                 )
     return "\n".join(lines)
 
@@ -147,9 +145,7 @@ def compare(
     one, two = reports
     if json_:
         rows = [dataclasses.asdict(d) for d in differences(one, two)]
-        sys.stdout.write(
-            json.dumps({"differences": rows, "caveats": list(caveats(one, two))}, indent=2) + "\n"
-        )
+        sys.stdout.write(json.dumps({"differences": rows, "caveats": list(caveats(one, two))}, indent=2) + "\n")
     else:
         render_comparison(one, two, Console())
     return errors.OK
@@ -163,10 +159,7 @@ def doctor(json_: Json = False) -> int:
     rows = findings()
     if json_:
         sys.stdout.write(
-            json.dumps(
-                [dict(zip(("state", "what", "found", "do"), row, strict=True)) for row in rows], indent=2
-            )
-            + "\n"
+            json.dumps([dict(zip(("state", "what", "found", "do"), row, strict=True)) for row in rows], indent=2) + "\n"
         )
     else:
         table([tuple(row) for row in rows], ("", "what", "found", "what to do"))

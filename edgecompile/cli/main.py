@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import typer
 
 from edgecompile import __version__, errors
 from edgecompile.cli import build, inspect, looks
+from edgecompile.cli.progress import deafen, printing
 
 app = typer.Typer(
     name="edgecompile",
@@ -46,6 +48,8 @@ def _common(
 class Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that locks and staging folders are left in order."""
 
+    exit_code = errors.TERMINATED
+
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
@@ -54,17 +58,26 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line and exit with the code of the design."""
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
+        else:
+            stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
     sys.exit(_run())
 
 
-_ClickError = cast("type[Exception]", typer.BadParameter.__mro__[2])  # of click, which typer carries under a name of its own
+_ClickError = cast(
+    "type[Exception]", typer.BadParameter.__mro__[2]
+)  # of click, which typer carries under a name of its own
 
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else errors.OK
+        with printing():
+            code = app(standalone_mode=False)
+            return code if isinstance(code, int) else errors.OK
+        return errors.OK
     except errors.EdgeCompileError as error:
         return _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -77,17 +90,15 @@ def _run() -> int:
             "terminated; the last good artifact is untouched, the same command goes on from here",
             errors.TERMINATED,
         )
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that the flush at exit is quiet too
-        return errors.OK
     except _ClickError as error:
         return _usage(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        deafen()
+        return _say(f"{error.filename or 'standard output'}: {error.strerror}; free some space", errors.USAGE)
     except MemoryError:
-        return _say(
-            "out of memory: use a smaller model, batch or data set, or close other programs", errors.USAGE
-        )
+        return _say("out of memory: use a smaller model, batch or data set, or close other programs", errors.USAGE)
 
 
 def _usage(error: BaseException) -> int:

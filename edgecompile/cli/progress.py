@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,21 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=stage, completed=done, total=total if total > 1 else None)
 
         yield tell
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """For what prints to a reader that may have gone (`| head -1`): that is no error of ours."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        deafen()
+
+
+def deafen() -> None:
+    """Send what is still to be printed nowhere, so that the flush at exit is quiet too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lines() -> Callable[[str, int, int], None]:
