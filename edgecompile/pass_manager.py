@@ -150,7 +150,7 @@ class PassManager:
         if changed and pricer is not None:
             before, after, pays, why = pricer.price(program, result, lossy)
             keep = pays or not lossy or group[0].keep == "always"
-            reason = why if pays or keep is False else f"kept although {why}" if lossy else ""
+            reason = f"kept although {why}" if keep and not pays else why
         step = Step(
             group, changed, keep, reason, time.monotonic() - started, len(result.graph.graph.nodes), before, after,
             dict(ctx.stats), tuple(ctx.notes),

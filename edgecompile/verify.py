@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from edgecompile.data import Outputs, snr_db
 from edgecompile.program import Program
 from edgecompile.rewrite import layer
+from edgecompile.target import Run
 
 DRIFT_DB = 15.0
 """Below this signal-to-noise ratio an output or layer is said to drift: the error is over a sixth of the signal."""
@@ -53,10 +54,11 @@ def output_errors(found: Outputs, teacher: Outputs) -> Errors:
 
 
 def layer_drift(
-    teacher: Program, program: Program, tap: Tap, inputs: tuple[Tensor, ...]
+    teacher: Program, program: Program, tap: Tap, run: Run, inputs: tuple[Tensor, ...]
 ) -> list[tuple[str, float | None]]:
     """Signal-to-noise ratio in dB at each layer of the artifact that descends from a layer of the teacher, in order.
 
+    `tap` and `run` are of the artifact made from `program`; what it returns goes by other names inside the file.
     The pairs come from provenance: a node of `program` whose origin is a node of the teacher with the same shape.
     """
     origins = {n.name: n for n in teacher.graph.graph.nodes if n.op == "call_function"}
@@ -72,7 +74,8 @@ def layer_drift(
         ):
             pairs.append((node.name, source))
     values = _values(teacher, {source.name for _, source in pairs}, inputs)
-    seen = tap([name for name, _ in pairs], inputs)
+    ends = {n.name: value.numpy() for n, value in zip(program.outputs(), run(inputs), strict=True)}
+    seen = {**tap([name for name, _ in pairs], inputs), **ends}
     found: list[tuple[str, float | None]] = []
     for name, source in pairs:
         if name not in seen or source.name not in values or seen[name].shape != values[source.name].shape:

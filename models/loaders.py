@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from edgecompile import program_file
 from edgecompile.data.digest import digest_of
 from edgecompile.data.functions import is_function, load_function
 from edgecompile.data.preprocess import parse_image
-from edgecompile.errors import EdgeCompileError, InputError, near
-from edgecompile.ingest import parse_in_child, vet
+from edgecompile.errors import EdgeCompileError, InputError, SpecError, near
+from edgecompile.ingest import check_saved, parse_in_child, read_status, vet
 from edgecompile.models import MODELS
 from edgecompile.models.examples import capture, parse_inputs
 from edgecompile.models.weights import check_finite, fill, read_weights
@@ -40,18 +41,20 @@ def load(
     weights: Path | None = None,
     inputs: Sequence[str] = (),
     image: str | None = None,
+    fix: Sequence[str] = (),
     trust: bool = False,
     allow_nonfinite: bool = False,
 ) -> Teacher:
     """The teacher called `ref`; raises `InputError`, `SpecError` or `Refused`, each in one line.
 
     `weights` fill the module that a function returns; `inputs` (`NAME=1x3x224x224:float32`) are its example
-    inputs; `image` (`size=224,...`) says how pictures are prepared. `trust` lets files through that vetting
+    inputs; `fix` (`sr=16000`) makes constants of inputs of an ONNX file; `image` (`size=224,...`) says how
+    pictures are prepared. `trust` lets files through that vetting
     would refuse. Weights with NaN or infinite values are an error unless `allow_nonfinite`.
     """
     prepared = parse_image(image) if image else None
     examples = parse_inputs(inputs)
-    teacher = _by_form(ref, weights, examples, trust)
+    teacher = _by_form(ref, weights, examples, trust, parse_fixed(fix))
     if not allow_nonfinite:
         check_finite(teacher.program, ref)
     if prepared is not None:
@@ -59,8 +62,23 @@ def load(
     return teacher
 
 
-def _by_form(ref: str, weights: Path | None, examples: Mapping[str, Tensor], trust: bool) -> Teacher:
+def parse_fixed(texts: Sequence[str]) -> dict[str, float]:
+    """`NAME=VALUE` of each `--fix`; raises `SpecError`."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not re.fullmatch(r"-?\d+(\.\d+)?", value):
+            raise SpecError(f"--fix {text!r}: expected the name of an input and a number, such as sr=16000")
+        found[name] = float(value)
+    return found
+
+
+def _by_form(
+    ref: str, weights: Path | None, examples: Mapping[str, Tensor], trust: bool, fixed: Mapping[str, float]
+) -> Teacher:
     path = Path(ref)
+    if fixed and not path.is_file():
+        raise InputError(f"--fix {next(iter(fixed))}: {ref} is no .onnx file: drop --fix")
     if ref in MODELS:
         _alone(ref, "brings its own weights and inputs", weights, examples)
         found: Teacher = load_function(MODELS[ref])()
@@ -69,7 +87,7 @@ def _by_form(ref: str, weights: Path | None, examples: Mapping[str, Tensor], tru
         _alone(ref, "brings its own weights", weights, {})
         return _folder(path, examples)
     if path.is_file():
-        return _file(path, weights, examples, trust)
+        return _file(path, weights, examples, trust, fixed)
     if is_function(ref):
         return _function(ref, weights, examples, trust)
     if path.suffix or "/" in ref:
@@ -101,7 +119,9 @@ def _folder(path: Path, examples: Mapping[str, Tensor]) -> Teacher:
     )
 
 
-def _file(path: Path, weights: Path | None, examples: Mapping[str, Tensor], trust: bool) -> Teacher:
+def _file(
+    path: Path, weights: Path | None, examples: Mapping[str, Tensor], trust: bool, fixed: Mapping[str, float]
+) -> Teacher:
     suffix = path.suffix.lower()
     if suffix in _ELSEWHERE:
         raise InputError(
@@ -122,11 +142,15 @@ def _file(path: Path, weights: Path | None, examples: Mapping[str, Tensor], trus
     args: dict[str, Any] = {"path": str(path)}
     if vetted.kind == "pt2":
         args["trust"] = trust
-    elif examples:
-        args["inputs"] = {name: list(tensor.shape) for name, tensor in examples.items()}
+    else:
+        args["inputs"] = {name: list(tensor.shape) for name, tensor in examples.items()} or None
+        args["fixed"] = fixed or None
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as folder:
-        program = program_file.load(parse_in_child(vetted.kind, args, Path(folder) / "program"))
-    return Teacher(name=path.stem, program=program, digest=digest_of(program), notes=(*vetted.notes, *program.notes))
+        saved = parse_in_child(vetted.kind, args, Path(folder) / "program")
+        check_saved(saved)
+        program = program_file.load(saved)
+        notes = (*vetted.notes, *read_status(saved).notes, *program.notes)
+    return Teacher(name=path.stem, program=program, digest=digest_of(program), notes=notes)
 
 
 def _function(ref: str, weights: Path | None, examples: Mapping[str, Tensor], trust: bool) -> Teacher:

@@ -169,9 +169,10 @@ def quiet() -> Iterator[None]:
 
 
 def _decomposes(target: OpOverload) -> bool:
+    from torch._decomp import decomposition_table
     from torch.export import default_decompositions
 
-    return target in default_decompositions() or target._can_decompose()
+    return target in decomposition_table or target in default_decompositions() or target._can_decompose()
 
 
 def _simplified(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

@@ -113,7 +113,7 @@ def finish(
         steps=tuple(_row(step) for step in steps),
         verify=verify,
         decisions=_decisions(shop, chosen, why),
-        notes=(*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)),
+        notes=tuple(dict.fromkeys((*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)))),
         preprocessing=portable(teacher.preprocessing),
         golden=job.options.golden,
         machine={**machine(), "fingerprint": fingerprint()},
@@ -154,7 +154,7 @@ def _settled(job: Job, shop: Workshop, base: Built, final: Built) -> dict[str, S
 def _publish(
     out: Path, job: Job, final: Built, fixed: Program, golden: Any, facts: Mapping[str, Any], code: int
 ) -> tuple[ArtifactFile, ...]:
-    """The bundle into the store; OUT/<deployment> moves to it when every budget holds, else OUT/rejected/<deployment>."""
+    """The bundle into the store; OUT/<deployment> moves to it when all budgets hold, else OUT/rejected/<deployment>."""
     name = re.sub(r"[^\w.@-]", "_", job.name if job.name.isidentifier() else f"{job.target.name}@{job.device.name}")
     shown = name if code == errors.OK else f"rejected/{name}"
     with writing(out):
@@ -192,8 +192,10 @@ def _verified(
     layers: list[tuple[str, float | None]] = []
     drifts = found.snr_db is not None and not found.snr_db >= limit
     tap = getattr(shop.target, "tap", None)
-    if (drifts or code == errors.ACCURACY) and tap is not None:
-        layers = layer_drift(teacher.program, program, lambda names, x: tap(final.artifact, names, x), golden)
+    if (drifts or code == errors.ACCURACY) and tap is not None and final.run is not None:
+        layers = layer_drift(
+            teacher.program, program, lambda names, x: tap(final.artifact, names, x), final.run, golden
+        )
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
     return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
 

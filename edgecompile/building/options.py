@@ -39,6 +39,7 @@ class BuildOptions:
     score: str | None = _help("The score: module:function of (outputs, targets) to a percentage.")
     weights: str | None = _help("Weights for a module:function model: .safetensors, or a state dict in .pt.")
     input: tuple[str, ...] = _help("An input's shape, NAME=1x3x224x224:float32; repeat for several.", ())
+    fix: tuple[str, ...] = _help("Make an input of an ONNX file a constant, sr=16000; repeat for several.", ())
     image: str | None = _help("How images are prepared: size=224,crop=center,mean=..,std=..")
     batch: int = _help("The batch of the artifact.", 1)
     threads: int | None = _help("Threads that the artifact is run and measured with (default: the device's).")

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import importlib.metadata
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompile import __version__, errors
-from edgecompile.building.finish import finish, model_of, write_report
+from edgecompile import __version__
+from edgecompile.building.finish import finish, write_report
 from edgecompile.building.options import Budgets, BuildOptions, deployment, options_from
+from edgecompile.building.other_reports import failed, planned, told, tool_versions
 from edgecompile.building.workshop import Progress, Workshop, cached_outputs
 from edgecompile.data import Outputs, choose_score, digest_of, open_dataset, outputs, truth
 from edgecompile.device import DeviceProfile
 from edgecompile.errors import (
-    EdgeCompileError,
     InputError,
     OutputError,
-    Refused,
     SpecError,
-    TargetError,
     Unsupported,
 )
 from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, parse_one, show
 from edgecompile.program import Program
-from edgecompile.report import Model, Refusal, Report
+from edgecompile.report import Report
 from edgecompile.store import Cache, hold, key
 from edgecompile.target import Target
 from edgecompile.teacher import Teacher
 
 if TYPE_CHECKING:
     from edgecompile.data import Dataset
-
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "nncf", "torchao", "numpy")
-_NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|bad_alloc|Failed to allocate memory|can't allocate")
 
 
 @dataclass(frozen=True)
@@ -84,26 +76,12 @@ def build(
         try:
             return _run(model, prepare(chosen, passes, target), progress, observers, cache or Cache())
         except BaseException as error:  # Ctrl-C and our own bugs leave a report too
-            told = _told(error)
+            shown = told(error)
             with contextlib.suppress(OutputError):  # the first error is the one to be heard of
-                write_report(out, failed(name, chosen, told))
-            if told is error:
+                write_report(out, failed(name, chosen, shown))
+            if shown is error:
                 raise
-            raise told from error
-
-
-def _told(error: BaseException) -> BaseException:
-    """Memory and disk that ran out inside a library, as a line that a user can act on; any other error as it is."""
-    match error:
-        case EdgeCompileError():
-            return error
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
-            return OutputError(
-                f"{error.filename or 'the disk'}: {error.strerror}; free some space, or set TMPDIR to another disk"
-            )
-        case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-            return InputError("out of memory: use a smaller model, --batch or data set, or close other programs")
-    return error
+            raise shown from error
 
 
 def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> Job:
@@ -146,7 +124,7 @@ def _run(
     if reasons:
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:
-        return planned(teacher, job, passes, why)
+        return planned(teacher, job, show(passes), why)
     versions = tool_versions()
     found = _teacher_outputs(teacher, evaluate, cache, versions, tell) if evaluate is not None else None
     text = show(passes)
@@ -177,7 +155,7 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
     )
-    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, evaluate, tell))
+    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop)
     reasons = job.target.refuse(program)
     if reasons:
@@ -189,7 +167,9 @@ def _load(model: str, options: BuildOptions) -> Teacher:
     from edgecompile.models.loaders import load
 
     weights = Path(options.weights) if options.weights else None
-    return load(model, weights=weights, inputs=options.input, image=options.image, trust=options.trust_model)
+    return load(
+        model, weights=weights, inputs=options.input, image=options.image, fix=options.fix, trust=options.trust_model
+    )
 
 
 def _data(
@@ -263,7 +243,7 @@ def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]
 
 
 def _remembered(
-    cache: Cache, versions: Mapping[str, str], evaluate: Dataset | None, tell: Progress
+    cache: Cache, versions: Mapping[str, str], shop: Workshop, teacher_digest: str
 ) -> Callable[[Pass, Program, Context], Program]:
     """Lossy passes, which take long, are kept in the cache by everything that goes into them."""
     from edgecompile import program_file
@@ -271,11 +251,13 @@ def _remembered(
 
     def apply(one: Pass, program: Program, ctx: Context) -> Program:
         if one.exact:
-            tell("exact passes", 0, 1)
+            shop.tell("exact passes", 0, 1)
             return one.run(program, ctx)
-        searched = (
-            None if ctx.drop is None or ctx.max_drop is None else [ctx.max_drop, evaluate.digest if evaluate else None]
-        )
+        searches = ctx.drop is not None and ctx.max_drop is not None
+        if not type(one).__module__.startswith("edgecompile.") or (searches and shop.score and shop.score.function):
+            shop.tell(f"running {one.name}", 0, 1)  # the user's own code, which no version number stands for
+            return one.run(program, ctx)
+        searched = [ctx.max_drop, shop.evaluate.digest, teacher_digest] if searches and shop.evaluate else None
         flags = list(map(str, machine()["flags"]))  # type: ignore[call-overload]
         name = key(
             "pass",
@@ -291,7 +273,7 @@ def _remembered(
         )
 
         def fill(folder: Path) -> None:
-            tell(f"running {one.name}", 0, 1)
+            shop.tell(f"running {one.name}", 0, 1)
             result = one.run(program.clone(), ctx).retraced()
             program_file.save(result, folder)
             (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
@@ -305,19 +287,6 @@ def _remembered(
     return apply
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of everything that has a hand in an artifact."""
-    import platform
-
-    found = {"edgecompile": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def _recorded(path: str | None) -> dict[str, str]:
     """The decisions of a `report.json`, to be replayed."""
     if path is None:
@@ -327,49 +296,3 @@ def _recorded(path: str | None) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"--decisions {path}: cannot be read: {error.strerror}") from None
     return {d.key: d.value for d in report.decisions}
-
-
-def planned(teacher: Teacher, job: Job, passes: tuple[Pass, ...], why: str) -> Report:
-    """The report of a dry run: what would be done."""
-    return Report(
-        __version__,
-        model_of(teacher),
-        job.name,
-        job.device.name,
-        show(passes),
-        errors.OK,
-        dry_run=True,
-        batch=job.options.batch,
-        threads=job.threads,
-        seed=job.options.seed,
-        notes=(f"pipeline: {why}", *teacher.notes),
-        preprocessing=teacher.preprocessing,
-        versions=tool_versions(),
-    )
-
-
-def failed(name: str, options: BuildOptions, error: BaseException) -> Report:
-    """The report of a build that could not be done, with every refusal on its own."""
-    code = errors.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", errors.BUG)
-    match error:
-        case Unsupported():
-            refusals = tuple(Refusal(error.rule, name, reason) for reason in error.reasons)
-        case Refused():
-            refusals = (Refusal(error.rule, error.where, str(error)),)
-        case TargetError():
-            refusals = (Refusal(error.rule, name, str(error)),)
-        case _:
-            refusals = (Refusal(type(error).__name__, name, str(error)),)
-    return Report(
-        __version__,
-        Model(name),
-        options.target,
-        options.device or "",
-        options.pipeline or "",
-        code,
-        (code,),
-        seed=options.seed,
-        batch=options.batch,
-        refusals=refusals,
-        versions=tool_versions(),
-    )

@@ -133,13 +133,13 @@ class Workshop:
         one, two = self.build(before), self.build(after)
         if one.call is None or two.call is None:
             return self._price(one, None), self._price(two, None), True, "kept: not run here"
-        samples = self._compared(one, two)
+        name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
+        samples = self._compared(one, two, patient=lossy and self._decided(name) is None)
         speed = ratio(samples["after"], samples["before"])
         prices = self._price(one, median_ms(samples["before"])), self._price(two, median_ms(samples["after"]))
         if not lossy:
-            return *prices, True, ""
+            return *prices, True, f"{speed.value:.3f}x of the latency before ({speed.low:.3f}-{speed.high:.3f})"
         pays, why = self._pays(speed, two.size_bytes / max(one.size_bytes, 1))
-        name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
         decided = self.decide(name, "yes" if pays else "no")
         if (decided == "yes") != pays:
             why = f"{why}; the recorded choice is replayed"
@@ -147,17 +147,19 @@ class Workshop:
 
     def decide(self, name: str, found: str) -> str:
         """A choice made by measurement: the recorded one, else an earlier build's on this machine, else `found`."""
-        place = key("decision", fingerprint(), name, self.batch, self.threads, repr(self.target), self.versions)
-
-        def fill(folder: Path) -> None:
-            (folder / "value").write_text(found)
-
-        if name in self.replay:
-            self.decisions[name] = self.replay[name]
-        else:
-            folder = self.cache.get(place) or self.cache.put(place, fill)
-            self.decisions[name] = (folder / "value").read_text()
+        decided = self._decided(name)
+        if decided is None:
+            self.cache.put(self._place(name), lambda folder: _write(folder / "value", found))
+        self.decisions[name] = decided or found
         return self.decisions[name]
+
+    def _decided(self, name: str) -> str | None:
+        folder = None if name in self.replay else self.cache.get(self._place(name))
+        return (folder / "value").read_text() if folder is not None else self.replay.get(name)
+
+    def _place(self, name: str) -> str:
+        asked = self.batch, self.threads, repr(self.target), self.size_budget
+        return key("decision", fingerprint(), name, *asked, self.versions)
 
     def _pays(self, speed: Interval, size: float) -> tuple[bool, str]:
         answer = verdict(speed)
@@ -196,15 +198,15 @@ class Workshop:
         """The teacher's own score on the evaluation data."""
         return self._teacher_scored() if self.teacher is not None and self.score is not None else None
 
-    def _compared(self, one: Built, two: Built) -> Mapping[str, Samples]:
-        """Two artifacts timed side by side, with more rounds while nobody can tell which is faster."""
+    def _compared(self, one: Built, two: Built, patient: bool) -> Mapping[str, Samples]:
+        """Two artifacts timed side by side; when patient, with more rounds while nobody can tell which is faster."""
         assert one.call is not None
         assert two.call is not None
         samples, _ = settle(
             {"before": one.call, "after": two.call},
             lambda s: verdict(ratio(s["after"], s["before"])),
             rounds=16,
-            cap=128,
+            cap=128 if patient else 16,
             seed=self.seed,
             least=1,
             progress=lambda done, total: self.tell("measuring", done, total),
@@ -219,6 +221,10 @@ class Workshop:
         """Say how far the build is, to whoever listens."""
         if self.progress is not None:
             self.progress(what, done, total)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def cached_outputs(cache: Cache, name: str, make: Callable[[], Outputs]) -> Outputs:

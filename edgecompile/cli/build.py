@@ -82,7 +82,8 @@ def _flag(option: dataclasses.Field[Any]) -> inspect.Parameter:
 
 
 def _build(model: str | None, config: str | None, dump: str | None, verbose: bool, json_: bool, **flags: Any) -> int:
-    from edgecompile.building.run import build, failed
+    from edgecompile.building.other_reports import failed
+    from edgecompile.building.run import build
     from edgecompile.cli.progress import Observers, printing, progress
 
     beside = {"model": model, "dump": dump, "verbose": verbose or None, "json": json_ or None}

@@ -20,6 +20,7 @@ def inspect(
     input: Annotated[
         list[str] | None, typer.Option("--input", help="An input's shape, NAME=1x3x224x224:float32.")
     ] = None,
+    fix: Annotated[list[str] | None, typer.Option("--fix", help="Make an input of an ONNX file a constant.")] = None,
     trust_model: Annotated[bool, typer.Option("--trust-model", help="Let a model file run its own code.")] = False,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Print the whole program.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -41,6 +42,7 @@ def inspect(
         weights=Path(weights) if weights else None,
         inputs=tuple(input or ()),
         image=None,
+        fix=tuple(fix or ()),
         trust=trust_model,
     )
     program = teacher.program
@@ -55,7 +57,7 @@ def inspect(
         "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         "weight_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "batch": program.batch or "dynamic",
-        "notes": [*program.notes, *teacher.notes],
+        "notes": list(dict.fromkeys((*program.notes, *teacher.notes))),
         "refused": refusals,
     }
     if json_:

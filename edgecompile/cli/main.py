@@ -61,7 +61,7 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller: 2>&-
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for the rest of the process)
         else:
             stream.reconfigure(errors="backslashreplace")  # a terminal without an arrow is no reason to fail
     sys.exit(_run())

@@ -7,6 +7,7 @@ does.
 from edgecompile.ingest.contain import ChildStatus, parse_in_child, read_status
 from edgecompile.ingest.limits import ChildLimits, Kind, Limits, Vetted
 from edgecompile.ingest.rules import RULES, text_safe
+from edgecompile.ingest.saved import check_saved
 from edgecompile.ingest.vet import vet
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Kind",
     "Limits",
     "Vetted",
+    "check_saved",
     "parse_in_child",
     "read_status",
     "text_safe",

@@ -59,7 +59,7 @@ def vet_pt2(source: Source, members: Mapping[str, Member], root: str, gate: Gate
             gate.refuse("EC-IN-027", "", "tensors only", f"custom object '{shown}'", _REEXPORT)
         elif _MODEL.fullmatch(name):
             models += 1
-            _check_model(_json(source, member, name, gate), name, gate)
+            check_model(_json(source, member, name, gate), name, gate)
         elif _CONFIG.fullmatch(name):
             _check_config(_json(source, member, name, gate), name, gate)
         elif _PICKLED.fullmatch(name):
@@ -124,7 +124,7 @@ def _elements(entry: dict[str, Any]) -> int:
     return 0
 
 
-def _check_model(model: Any, name: str, gate: Gate) -> None:
+def check_model(model: Any, name: str, gate: Gate) -> None:
     """Walk the whole JSON once, without recursion, and check every string that torch would evaluate."""
     if not isinstance(model, dict) or not isinstance(model.get("graph_module"), dict):
         raise corrupt(f"{gate.where} ({text_safe(name)})", "no graph in it")

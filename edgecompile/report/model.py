@@ -261,21 +261,32 @@ _VERDICTS = {
 }
 
 
+NOTHING = "nothing to do"
+"""The reason of a step that changed nothing, and so was not timed."""
+
+
 def verdict(exit_code: int) -> str:
     """An exit code in a word or two."""
     return _VERDICTS.get(exit_code, f"EXIT {exit_code}")
 
 
 def like_for_like(report: Report, step: StepRow) -> float | None:
-    """Latency after `step` over the teacher's, both of one kind; None when no two are of one kind.
+    """Latency after `step` over that of the model as it came, as the product of what each kept step bought.
 
-    A predicted step is held against the prediction for the teacher (what the first step started from), never
-    against a measured time: such a ratio would mix the predictor's bias into what the pass bought.
+    Before and after of one step were timed side by side; times of different steps were not, and on a busy machine
+    their quotient would say more about the machine. None as soon as a step has no two figures of one kind.
     """
-    after = step.latency_after
-    bases = (report.teacher_latency_ms, report.steps[0].latency_before if report.steps else None)
-    base = next((b for b in bases if b and after and b.kind == after.kind and b.value > 0), None)
-    return after.value / base.value if after and base else None
+    total = 1.0
+    for row in report.steps:
+        before, after = row.latency_before, row.latency_after
+        if before and after and before.kind == after.kind and before.value > 0:
+            bought = after.value / before.value
+            if row is step:
+                return total * bought
+            total *= bought if row.kept else 1.0
+        elif row is step or row.kept and row.reason != NOTHING:
+            return None
+    return None
 
 
 def latency_change(report: Report) -> Ratio | None:

@@ -156,10 +156,13 @@ def _latency_cells(latency: Figure | None, digits: int, narrow: bool) -> tuple[s
 
 def _label(step: StepRow, wide: bool, ascii_only: bool) -> Text:
     """The passes of a row: all of a short group, the first and the last of a long one."""
-    several = len(step.group) > 3
-    name = f"{step.group[0]} to {step.group[-1]} ({len(step.group)} passes)" if several else step.label
-    label = plain(name, ascii_only=ascii_only)
+    label = plain(_short_label(step), ascii_only=ascii_only)
     return Text(label if wide or step.kept else f"{label} (undone)")
+
+
+def _short_label(step: StepRow) -> str:
+    several = len(step.group) > 3
+    return f"{step.group[0]} to {step.group[-1]} ({len(step.group)} passes)" if several else step.label
 
 
 def _outcome(step: StepRow, ascii_only: bool) -> Text:
@@ -184,6 +187,11 @@ def _facts(report: Report, wide: bool, ascii_only: bool) -> Iterator[tuple[str, 
         for step in report.steps:
             if not step.kept:
                 yield "undone", line(f"{step.label}: {step.reason or 'no reason given'}")
+    for step in report.steps:
+        shown = () if step.group else step.notes  # what a run of exact passes left alone is in the JSON and the page
+        for note in _first(shown):
+            yield "note", line(f"{step.label}: {note}")
+        yield from _rest("note", len(shown))
     if report.score:
         yield "score", line(_score_line(report))
     if report.verify:
