@@ -45,18 +45,17 @@ def output_errors(found: Outputs, teacher: Outputs) -> Errors:
                 gap = np.where(a == t, 0.0, np.abs(a.astype(np.float64) - t.astype(np.float64)))
             worst = float(np.maximum(worst, gap.max(initial=0.0)))  # NaN wins, which Python's max would lose
             total, count = total + float(gap.sum()), count + gap.size
-    ratio = snr_db(found, teacher)
     if worst == 0.0:
-        ratio = None
-    elif ratio is None:
-        ratio = math.nan
-    return Errors(samples, worst, total / max(count, 1), ratio)
+        return Errors(samples, 0.0, 0.0, None)
+    with np.errstate(invalid="ignore"):
+        ratio = snr_db(found, teacher)
+    return Errors(samples, worst, total / max(count, 1), math.nan if ratio is None else ratio)
 
 
 def layer_drift(
-    teacher: Program, program: Program, tap: Tap, run: Run, inputs: tuple[Tensor, ...]
+    teacher: Program, program: Program, tap: Tap, run: Run, batches: Sequence[tuple[Tensor, ...]]
 ) -> list[tuple[str, float | None]]:
-    """Signal-to-noise ratio in dB at each layer of the artifact that descends from a layer of the teacher, in order.
+    """Signal-to-noise ratio in dB over some batches, at each layer of the artifact that descends from a layer of the teacher, in order.
 
     `tap` and `run` are of the artifact made from `program`; what it returns goes by other names inside the file.
     The pairs come from provenance: a node of `program` whose origin is a node of the teacher with the same shape.
@@ -73,21 +72,19 @@ def layer_drift(
             and _float(source)
         ):
             pairs.append((node.name, source))
-    values = _values(teacher, {source.name for _, source in pairs}, inputs)
-    ends = {n.name: value.numpy() for n, value in zip(program.outputs(), run(inputs), strict=True)}
-    seen = {**tap([name for name, _ in pairs], inputs), **ends}
+    values, seen = [], []
+    for inputs in batches:
+        values.append(_values(teacher, {source.name for _, source in pairs}, inputs))
+        ends = {n.name: value.numpy() for n, value in zip(program.outputs(), run(inputs), strict=True)}
+        seen.append({**tap([name for name, _ in pairs], inputs), **ends})
     found: list[tuple[str, float | None]] = []
     for name, source in pairs:
-        if name not in seen or source.name not in values or seen[name].shape != values[source.name].shape:
+        ours = [(taps[name],) for taps in seen if name in taps]
+        theirs = [(kept[source.name],) for kept in values if source.name in kept]
+        if not ours or [a.shape for (a,) in ours] != [t.shape for (t,) in theirs]:
             continue
-        ours, theirs = seen[name], values[source.name]
-        ratio = snr_db([(ours,)], [(theirs,)])
-        found.append(
-            (
-                f"{layer(source)} ({source.name})",
-                None if np.array_equal(ours, theirs) else math.nan if ratio is None else ratio,
-            )
-        )
+        ratio = output_errors(ours, theirs).snr_db
+        found.append((f"{layer(source)} ({source.name})", ratio))
     return found
 
 

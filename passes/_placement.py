@@ -29,13 +29,30 @@ from edgecompile.target import QuantRule
 
 @dataclass
 class Placement:
-    """What is quantized: tensors by the node that makes them, weights by their reader, and what was left and why."""
+    """What is quantized: tensors, the edges that read them in integers, weights, and what was left and why."""
 
     tensors: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
     """Node whose output is quantized -> the node it shares its scale with, None for a scale of its own."""
+    made: set[fx.Node] = field(default_factory=set)
+    """Those that an integer kernel writes: everybody reads the integers. The others stay float for float readers."""
+    readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    """Node -> the kernels that read it in integers."""
     weights: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
     """Reader -> (`get_attr` node of the weight, output-channel axis)."""
     left: dict[fx.Node, str] = field(default_factory=dict)
+
+    def read(self, kernel: fx.Node, tensor: fx.Node) -> None:
+        """`kernel` reads `tensor` in integers."""
+        self.tensors.setdefault(tensor, None)
+        readers = self.readers.setdefault(tensor, [])
+        if kernel not in readers:
+            readers.append(kernel)
+
+    def write(self, tensor: fx.Node, shared: fx.Node | None = None) -> None:
+        """An integer kernel writes `tensor`, with the scale of `shared` when it only passes integers on."""
+        if self.tensors.get(tensor) is None:
+            self.tensors[tensor] = shared
+        self.made.add(tensor)
 
 
 def place(program: Program, table: Mapping[OpOverload, QuantRule], keep_float: Callable[[fx.Node], bool]) -> Placement:
@@ -54,28 +71,49 @@ def place(program: Program, table: Mapping[OpOverload, QuantRule], keep_float: C
         else:
             found.weights[node] = (weight, rule.axis)
             for operand in operands(node, rule):
-                found.tensors.setdefault(operand, None)
+                found.read(node, operand)
+                _pass_on(operand, table, keep_float, found)
             if rule.output == "quantized":
-                found.tensors.setdefault(behind(node, rule), None)
+                found.write(behind(node, rule))
     _between(graph, table, keep_float, found)
     return found
+
+
+def _pass_on(
+    node: fx.Node, table: Mapping[OpOverload, QuantRule], keep_float: Callable[[fx.Node], bool], found: Placement
+) -> None:
+    """Quantize in front of operators that pass integers on (a reshape, a pad), as far up as there are any.
+
+    Only where nobody else reads what is in between, so that no float reader gets rounded numbers.
+    """
+    rule = table.get(node.target) if node.op == "call_function" else None
+    if rule is None or rule.output != "shared" or keep_float(node) or only_user(node) is None:
+        return
+    read = operands(node, rule)
+    if len(read) != 1:
+        return
+    found.read(node, read[0])
+    found.write(node, read[0])
+    _pass_on(read[0], table, keep_float, found)
 
 
 def _between(
     graph: fx.Graph, table: Mapping[OpOverload, QuantRule], keep_float: Callable[[fx.Node], bool], found: Placement
 ) -> None:
-    """Kernels without weights join where every operand is in integers already, in graph order."""
+    """Kernels without weights join where every operand is written in integers already, in graph order."""
     for node in graph.nodes:
         rule = table.get(node.target) if node.op == "call_function" else None
         if rule is None or rule.weight is not None or keep_float(node):
             continue
         read = operands(node, rule)
-        if not read or not all(operand in found.tensors for operand in read):
+        if not read or not all(operand in found.made for operand in read):
             continue
+        for operand in read:
+            found.read(node, operand)
         if rule.output == "shared":
-            found.tensors.setdefault(node, read[0])
+            found.write(node, read[0])
         elif rule.output == "quantized":
-            found.tensors.setdefault(behind(node, rule), None)
+            found.write(behind(node, rule))
 
 
 def operands(node: fx.Node, rule: QuantRule) -> list[fx.Node]:
@@ -126,13 +164,27 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]
         for node in model.graph.nodes:
             node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=False)
         for node, shared in self.placement.tensors.items():
-            spec = self.activation if shared is None else SharedQuantizationSpec(by_name[shared.name])
-            by_name[node.name].meta["quantization_annotation"] = QuantizationAnnotation(output_qspec=spec, _annotated=True)
+            own = by_name[node.name]
+            if node in self.placement.made:
+                spec = self.activation if shared is None else self._like(by_name, node, shared)
+                own.meta["quantization_annotation"].output_qspec = spec
+                own.meta["quantization_annotation"]._annotated = True
+                continue
+            for reader in self.placement.readers.get(node, []):
+                annotation = by_name[reader.name].meta["quantization_annotation"]
+                annotation.input_qspec_map[own] = self.activation
+                annotation._annotated = True
         for reader, (weight, axis) in self.placement.weights.items():
             annotation = by_name[reader.name].meta["quantization_annotation"]
             annotation.input_qspec_map[by_name[weight.name]] = self.weight(axis)
             annotation._annotated = True
         return model
+
+    def _like(self, by_name: Mapping[str, fx.Node], node: fx.Node, shared: fx.Node) -> SharedQuantizationSpec:
+        source = by_name[shared.name]
+        if shared in self.placement.made:
+            return SharedQuantizationSpec(source)
+        return SharedQuantizationSpec((source, by_name[node.name]))
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to add: the table is the target's own."""

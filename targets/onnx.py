@@ -75,6 +75,8 @@ class Onnx(Target):
         _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
+        _onnx_graph.fold_pads(model)
+        _onnx_graph.merge_quantization(model)
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
         _onnx_graph.tidy(model, metadata)
@@ -213,5 +215,7 @@ _TABLE: dict[OpOverload, QuantRule] = {
     aten.reshape.default: QuantRule(("self",), output="shared"),
     aten.view.default: QuantRule(("self",), output="shared"),
     aten.permute.default: QuantRule(("self",), output="shared"),
+    aten.pad.default: QuantRule(("self",), output="shared"),
+    aten.constant_pad_nd.default: QuantRule(("self",), output="shared"),
     aten.transpose.int: QuantRule(("self",), output="shared"),
 }

@@ -1,4 +1,4 @@
-"""Builds in child processes that have torch and the toolchains loaded: real exit codes and signals without the imports."""
+"""Builds in children that have torch and the toolchains loaded: real exit codes and signals without the imports."""
 
 from __future__ import annotations
 
@@ -67,15 +67,16 @@ def unknown():
 
 
 def equal_bits(outputs, targets):
-    """The share of logits that equal the stored ones bit for bit: a score that no other runtime reaches."""
-    same = [(chunk[0].view(np.int32) == target) for chunk, target in zip(outputs, targets)]
-    return 100.0 * float(np.concatenate(same).mean())
+    """The share of logits that equal torch's bit for bit: a score that no other runtime reaches."""
+    from pathlib import Path
+    theirs = np.load(Path(__file__).with_name("logits.npy"))
+    return 100.0 * float((np.concatenate([chunk[0] for chunk in outputs]) == theirs).mean())
 '''
 """A user's own file: a small network, broken ones, and a score."""
 
 
 def write_user_files(folder: Path) -> None:
-    """`net.py`, and its data: `calib.npz`, `eval.npz` (labels are the network's own), `bits.npz` (its logits)."""
+    """`net.py`, and its data: `calib.npz`, `eval.npz` (labels are the network's own), `logits.npy`."""
     import numpy as np
     import torch
 
@@ -86,10 +87,10 @@ def write_user_files(folder: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(96, 3, 8, 8, generator=generator) * torch.rand(96, 1, 1, 1, generator=generator) * 2
     with torch.no_grad():
-        logits = net(x)
+        logits = torch.cat([net(chunk) for chunk in (x[:32], x[32:64], x[64:])])  # chunked as a data set is
     np.savez(folder / "calib.npz", x=x[:32].numpy())
     np.savez(folder / "eval.npz", x=x[32:].numpy(), y=logits[32:].argmax(1).numpy())
-    np.savez(folder / "bits.npz", x=x[32:].numpy(), y=logits[32:].view(torch.int32).numpy())
+    np.save(folder / "logits.npy", logits[32:].numpy())
 
 
 @dataclass(frozen=True)

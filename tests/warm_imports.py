@@ -20,7 +20,7 @@ import edgecompile.models.loaders  # noqa: E402
 import edgecompile.passes.quantize  # noqa: E402
 import edgecompile.report.html  # noqa: E402
 import edgecompile.targets.onnx  # noqa: E402, F401
-from edgecompile.passes import EXACT, PASSES  # noqa: E402
 from edgecompile.pass_manager import parse  # noqa: E402
+from edgecompile.passes import EXACT, PASSES  # noqa: E402
 
 parse(", ".join(EXACT), PASSES)

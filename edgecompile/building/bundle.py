@@ -25,15 +25,27 @@ def golden_inputs(fixed: Program, data: Dataset | None, kind: str, seed: int) ->
 
     Integers are drawn between the smallest and the largest of the example inputs.
     """
-    if kind == "data" and data is not None:
-        batch = int(fixed.inputs[0].shape[0]) if fixed.inputs[0].dim() else 1
-        chunk = next(iter(data)).inputs
-        index = torch.arange(batch) % chunk[0].shape[0]
-        found = tuple(t.index_select(0, index) if t.dim() else t for t in chunk)
-        if all(a.shape == b.shape for a, b in zip(found, fixed.inputs, strict=True)):
-            return found
+    found = batches(fixed, data, 1) if kind == "data" else []
+    if found:
+        return found[0]
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(t, generator) for t in fixed.inputs)
+
+
+def batches(fixed: Program, data: Dataset | None, count: int) -> list[tuple[Tensor, ...]]:
+    """Up to `count` batches for the emitted shapes from the first chunk of the data; none where its shapes differ."""
+    if data is None:
+        return []
+    size = int(fixed.inputs[0].shape[0]) if fixed.inputs[0].dim() else 1
+    chunk = next(iter(data)).inputs
+    samples = int(chunk[0].shape[0]) if chunk[0].dim() else 1
+    found = []
+    for start in range(0, min(samples, count * size), size):
+        index = torch.arange(start, start + size) % samples
+        batch = tuple(t.index_select(0, index) if t.dim() else t for t in chunk)
+        if all(a.shape == b.shape for a, b in zip(batch, fixed.inputs, strict=True)):
+            found.append(batch)
+    return found
 
 
 def _random(example: Tensor, generator: torch.Generator) -> Tensor:

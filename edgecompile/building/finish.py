@@ -37,9 +37,12 @@ from edgecompile.teacher import Teacher
 from edgecompile.verify import DRIFT_DB, first_drift, layer_drift, output_errors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgecompile.building.run import Job
 
 _KEPT_LAYERS = 200
+_DRIFT_BATCHES = 8
 
 
 def finish(
@@ -83,7 +86,8 @@ def finish(
         "golden": job.options.golden,
     }
     shop.tell("verifying", 0, 1)
-    verify = _verified(teacher, shop, program, final, golden, code, steps)
+    batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
+    verify = _verified(teacher, shop, program, final, batches, code, steps)
     shop.tell("publishing", 0, 1)
     files = _publish(out, job, final, fixed, golden, facts, code)
     report = Report(
@@ -113,7 +117,9 @@ def finish(
         steps=tuple(_row(step) for step in steps),
         verify=verify,
         decisions=_decisions(shop, chosen, why),
-        notes=tuple(dict.fromkeys((*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)))),
+        notes=tuple(
+            dict.fromkeys((*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)))
+        ),
         preprocessing=portable(teacher.preprocessing),
         golden=job.options.golden,
         machine={**machine(), "fingerprint": fingerprint()},
@@ -179,7 +185,7 @@ def _verified(
     shop: Workshop,
     program: Program,
     final: Built,
-    golden: Any,
+    batches: Sequence[tuple[Tensor, ...]],
     code: int,
     steps: Sequence[Step],
 ) -> Verify | None:
@@ -194,7 +200,7 @@ def _verified(
     tap = getattr(shop.target, "tap", None)
     if (drifts or code == errors.ACCURACY) and tap is not None and final.run is not None:
         layers = layer_drift(
-            teacher.program, program, lambda names, x: tap(final.artifact, names, x), final.run, golden
+            teacher.program, program, lambda names, x: tap(final.artifact, names, x), final.run, batches
         )
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
     return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)

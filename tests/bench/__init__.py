@@ -1,0 +1,1 @@
+"""Figures: commands that print what the README and the notes claim. Not part of the test run."""
