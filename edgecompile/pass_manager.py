@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from edgecompile.errors import EdgeCompileError, PassError, SpecError, near
 from edgecompile.program import Program
-from edgecompile.spec import Call, import_object, make, options_of, parse_calls, show_calls
+from edgecompile.reference import load_function
+from edgecompile.spec import Call, make, options_of, parse_calls, show_calls
 
 if TYPE_CHECKING:
     from edgecompile.data import Dataset
@@ -203,7 +204,7 @@ def parse_one(call: Call, known: Mapping[str, Any], what: str) -> Any:
     entry = known.get(call.name)
     if entry is None:
         raise SpecError(f"{what}: unknown word {call.name!r} at character {call.column + 1}{near(call.name, known)}")
-    cls = import_object(entry, what) if isinstance(entry, str) else entry
+    cls = load_function(entry) if isinstance(entry, str) else entry
     return make(cls, call.options, f"{what}: {call.name}")
 
 

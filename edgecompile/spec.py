@@ -133,7 +133,7 @@ def options_of(value: Any) -> dict[str, Any]:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint` wants it, else a one-line `SpecError`. An int passes for a float; nothing else bends."""
+    """`value` as the type `hint` wants it, else a one-line `SpecError`. An int passes for a float, nothing else."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -228,45 +228,3 @@ def parse_size(text: str) -> tuple[int | None, float | None]:
     if match[2] == "%":
         return None, float(match[1])
     return int(float(match[1]) * _SIZE_BYTES[match[2]]), None
-
-
-def import_object(ref: str, what: str) -> Any:
-    """What `package.module:name` or `path/file.py:name` names: the user's own code, by design.
-
-    Raises `SpecError` when the file, the module or the name is not there; an error inside the code passes through.
-    """
-    import importlib
-    import importlib.util
-    import sys
-    from pathlib import Path
-
-    module_name, _, name = ref.rpartition(":")
-    if not module_name or not name:
-        raise SpecError(f"{what} {ref!r}: expected package.module:name or path/file.py:name")
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise SpecError(f"{what} {ref!r}: no file {module_name}")
-        spec = importlib.util.spec_from_file_location(f"_edgecompile_user_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-                raise SpecError(f"{what} {ref!r}: no module {error.name}; is it on PYTHONPATH?") from None
-            raise
-    value = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise SpecError(f"{what} {ref!r}: {module_name} has no {part}{near(part, _public(value))}")
-        value = getattr(value, part)
-    return value
-
-
-def _public(module: Any) -> list[str]:
-    return [name for name in dir(module) if not name.startswith("_")]

@@ -55,7 +55,7 @@ def output_errors(found: Outputs, teacher: Outputs) -> Errors:
 def layer_drift(
     teacher: Program, program: Program, tap: Tap, run: Run, batches: Sequence[tuple[Tensor, ...]]
 ) -> list[tuple[str, float | None]]:
-    """Signal-to-noise ratio in dB over some batches, at each layer of the artifact that descends from a layer of the teacher, in order.
+    """Signal-to-noise ratio in dB over some batches, layer by layer of the teacher that is found again in the artifact.
 
     `tap` and `run` are of the artifact made from `program`; what it returns goes by other names inside the file.
     The pairs come from provenance: a node of `program` whose origin is a node of the teacher with the same shape.
@@ -79,8 +79,8 @@ def layer_drift(
         seen.append({**tap([name for name, _ in pairs], inputs), **ends})
     found: list[tuple[str, float | None]] = []
     for name, source in pairs:
-        ours = [(taps[name],) for taps in seen if name in taps]
-        theirs = [(kept[source.name],) for kept in values if source.name in kept]
+        ours: Outputs = [(taps[name],) for taps in seen if name in taps]
+        theirs: Outputs = [(kept[source.name],) for kept in values if source.name in kept]
         if not ours or [a.shape for (a,) in ours] != [t.shape for (t,) in theirs]:
             continue
         ratio = output_errors(ours, theirs).snr_db

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from edgecompile import program_file
 from edgecompile.data.digest import digest_of
-from edgecompile.data.functions import is_function, load_function
 from edgecompile.data.preprocess import parse_image
 from edgecompile.errors import EdgeCompileError, InputError, SpecError, near
 from edgecompile.ingest import check_saved, parse_in_child, read_status, vet
@@ -21,6 +20,7 @@ from edgecompile.models import MODELS
 from edgecompile.models.examples import capture, parse_inputs
 from edgecompile.models.weights import check_finite, fill, read_weights
 from edgecompile.program import Program
+from edgecompile.reference import is_function, load_function
 from edgecompile.teacher import Teacher
 
 FORMS = "a name, an .onnx or .pt2 file, a Hugging Face folder, pkg.module:function or path/file.py:function"

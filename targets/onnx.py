@@ -79,6 +79,8 @@ class Onnx(Target):
         _onnx_graph.merge_quantization(model)
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
+        if model.ByteSize() <= _EXTERNAL_BYTES:
+            model = onnx.shape_inference.infer_shapes(model)
         _onnx_graph.tidy(model, metadata)
         path = folder / "model.onnx"
         if model.ByteSize() > _EXTERNAL_BYTES:

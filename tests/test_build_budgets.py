@@ -106,7 +106,7 @@ def test_a_drop_budget_without_data_is_inconclusive(build: Build) -> None:
 
 @pytest.mark.slow
 def test_layers_fall_back_to_float_until_the_drop_budget_holds(build: Build, folder: Path) -> None:
-    """Ranges calibrated on data a hundred times too small clip everything: integers lose, the search keeps the budget."""
+    """Ranges of data a hundred times too small clip everything: integers lose, and the search keeps the budget."""
     with np.load(folder / "calib.npz") as calib:
         np.savez(folder / "small.npz", x=calib["x"] / 100)
     quantize = ("--calib", "small.npz", "--pipeline", "quantize(keep=always)")

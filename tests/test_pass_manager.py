@@ -15,8 +15,8 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context, Pass, PassManager, Price, parse, show
 from edgecompile.passes import EXACT, PASSES
 from edgecompile.program import Program
+from edgecompile.reference import load_function
 from edgecompile.rewrite import aten, nodes, replace, set_weight, weight
-from edgecompile.spec import import_object
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ def test_every_pass_shows_and_parses(names: list[str]) -> None:
 def test_the_table_is_true() -> None:
     """Each class has the table's name and a docstring whose first line stands alone; EXACT names exact passes."""
     for name, where in PASSES.items():
-        cls = import_object(where, "test")
+        cls = load_function(where)
         assert cls.name == name
         assert where.split(":")[0].endswith(f".{name}")
         first = (cls.__doc__ or "").splitlines()[0]
         assert first.endswith(".")
         assert len(first) <= 110
-    assert all(import_object(PASSES[name], "test").exact for name in EXACT)
+    assert all(load_function(PASSES[name]).exact for name in EXACT)

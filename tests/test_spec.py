@@ -14,7 +14,6 @@ from edgecompile.errors import SpecError
 from edgecompile.spec import (
     Call,
     checked,
-    import_object,
     make,
     options_of,
     parse_calls,
@@ -164,28 +163,3 @@ def test_drop_and_size_budgets() -> None:
     for text in ("4", "4mb", "0MB", "x%"):
         with pytest.raises(SpecError, match="--max-size"):
             parse_size(text)
-
-
-def test_import_object(tmp_path: object) -> None:
-    from pathlib import Path
-
-    file = Path(str(tmp_path)) / "mine.py"
-    file.write_text("def make():\n    return 7\n")
-    assert import_object(f"{file}:make", "model")() == 7
-    with pytest.raises(SpecError, match="has no mak; did you mean make"):
-        import_object(f"{file}:mak", "model")
-    with pytest.raises(SpecError, match="no file"):
-        import_object(f"{file}x.py:make", "model")
-    with pytest.raises(SpecError, match="no module nowhere_at_all"):
-        import_object("nowhere_at_all:x", "model")
-    with pytest.raises(SpecError, match=r"expected package\.module:name"):
-        import_object("justaword", "model")
-
-
-def test_an_error_inside_the_users_module_is_theirs(tmp_path: object) -> None:
-    from pathlib import Path
-
-    file = Path(str(tmp_path)) / "broken.py"
-    file.write_text("import a_module_that_is_not_there\n")
-    with pytest.raises(ModuleNotFoundError):
-        import_object(f"{file}:x", "model")

@@ -93,9 +93,9 @@ def _class_text(where: str) -> str:
     import dataclasses
     import inspect
 
-    from edgecompile.spec import import_object
+    from edgecompile.reference import load_function
 
-    cls = import_object(where, "explain")
+    cls = load_function(where)
     lines = [inspect.getdoc(cls) or "", "", "Options:"]
     options = dataclasses.fields(cls)
     lines += [f"  {f.name}: {f.type} = {f.default!r}" for f in options if f.init] or ["  none"]
@@ -104,11 +104,11 @@ def _class_text(where: str) -> str:
 
 def _operator(name: str, targets: dict[str, str]) -> str:
     """What every target's table says of an operator."""
-    from edgecompile.spec import import_object
+    from edgecompile.reference import load_function
 
     lines = []
     for word, where in targets.items():
-        target: Any = import_object(where, "explain")()
+        target: Any = load_function(where)()
         for op, rule in target.quantizable().items():
             if name in (str(op), str(op).removeprefix("aten.").removesuffix(".default"), op._opname):
                 weight = f", weight {rule.weight} per channel of axis {rule.axis}" if rule.weight else ""

@@ -1,7 +1,6 @@
 """Data: datasets, how pictures and texts become inputs, and scores."""
 
 from edgecompile.data.digest import digest_of
-from edgecompile.data.functions import is_function, load_function
 from edgecompile.data.interface import Interface
 from edgecompile.data.preprocess import Image, image_from_dict, image_from_huggingface, parse_image
 from edgecompile.data.scores import (
@@ -34,8 +33,6 @@ __all__ = [
     "evaluate",
     "image_from_dict",
     "image_from_huggingface",
-    "is_function",
-    "load_function",
     "open_dataset",
     "outputs",
     "parse_image",

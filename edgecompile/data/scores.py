@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgecompile.data.functions import load_function
 from edgecompile.data.interface import Interface
 from edgecompile.data.types import Batch, Dataset
 from edgecompile.errors import InputError
+from edgecompile.reference import load_function
 
 if TYPE_CHECKING:
     from edgecompile.teacher import Teacher

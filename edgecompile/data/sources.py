@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgecompile.data.arrays import open_arrays
-from edgecompile.data.functions import Function, is_function, load_function
+from edgecompile.data.functions import Function
 from edgecompile.data.images import image_of, open_images
 from edgecompile.data.interface import Interface
 from edgecompile.data.preprocess import Image
@@ -14,6 +14,7 @@ from edgecompile.data.texts import open_texts
 from edgecompile.data.types import BATCH_SIZE, Dataset
 from edgecompile.errors import InputError
 from edgecompile.program import Program
+from edgecompile.reference import is_function, load_function
 
 FORMS = ".npz, .npy, a folder of pictures, .txt (one text a line), pkg.module:function or path/file.py:function"
 

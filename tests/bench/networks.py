@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
 from edgecompile.data import Arrays, digest_of
 from edgecompile.program import Program
 from edgecompile.teacher import Teacher
-from torch import nn
 
 NAMES = ("efficientnet_lite0", "resnet18", "resnet50", "minilm")
 
@@ -15,9 +16,9 @@ def teacher(name: str) -> Teacher:
     """A teacher by name, with calibration and evaluation data."""
     if name in ("efficientnet_lite0", "minilm", "digits", "fashion"):
         from edgecompile.models import MODELS
-        from edgecompile.spec import import_object
+        from edgecompile.reference import load_function
 
-        found: Teacher = import_object(MODELS[name], "bench")()
+        found: Teacher = load_function(MODELS[name])()
         return found
     return _resnet(name)
 
