@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def silenced(*loggers: str, stdout: bool = False) -> Iterator[None]:
-    """Raise the level of these loggers and ignore warnings inside the block; with `stdout`, drop what is printed too."""
+def silenced(*loggers: str, stdout: bool = False, stderr: bool = False) -> Iterator[None]:
+    """Quiet these loggers and all warnings inside the block; `stdout`, `stderr`: drop what is printed."""
     found = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in found]
     for logger in found:
@@ -22,6 +22,8 @@ def silenced(*loggers: str, stdout: bool = False) -> Iterator[None]:
             warnings.simplefilter("ignore")
             if stdout:
                 stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if stderr:
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield
     finally:
         for logger, level in zip(found, levels, strict=True):

@@ -28,28 +28,25 @@ class Recipe:
     """How ranges are chosen and integers laid out; see `Quantize`."""
 
     activation: Literal["u8", "s8"]
-    calibration: Literal["min_max", "percentile", "mse", "entropy"]
+    calibration: Literal["min_max", "percentile"]
     reduce_range: bool = False
     bias_correction: bool = True
-    smooth: bool = False
 
 
-def calibrated(program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe) -> Program:
+def calibrated(
+    program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe
+) -> Program:
     """The program with Q/DQ nodes and integer weights; `program` is left as it was."""
     own = program.clone()
     with _quiet(), torch.no_grad():
-        if recipe.calibration in ("min_max", "percentile"):
-            graph = _by_nncf(own, placement, batches, recipe)
-        else:
-            graph = _by_torchao(own, placement, batches, recipe)
+        graph = _by_nncf(own, placement, batches, recipe)
     quantized = dataclasses.replace(own, graph=fx.GraphModule(graph, graph.graph, class_name="Program"))
     origin = _name_weights(quantized, program)
     return dataclasses.replace(quantized, origin={**program.origin, **origin})
 
 
 def _specs(recipe: Recipe, observer: Any) -> tuple[Any, Any]:
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+    from edgecompile.passes._torchao import PerChannelMinMaxObserver, QuantizationSpec
 
     if recipe.activation == "u8":
         activation = QuantizationSpec(torch.uint8, observer, 0, 255, torch.per_tensor_affine)
@@ -63,12 +60,15 @@ def _specs(recipe: Recipe, observer: Any) -> tuple[Any, Any]:
     return activation, weight
 
 
-def _by_nncf(program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe) -> fx.GraphModule:
+def _by_nncf(
+    program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe
+) -> fx.GraphModule:
     os.environ.setdefault("NNCF_CI", "1")  # before the import: nncf looks an analytics host up otherwise
     import nncf
     from nncf.experimental.torch.fx import quantize_pt2e
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-    from torchao.quantization.pt2e import MinMaxObserver
+
+    from edgecompile.passes._torchao import MinMaxObserver
 
     estimator = RangeEstimatorParametersSet.MEAN_QUANTILE if recipe.calibration == "percentile" else None
     quantizer = TableQuantizer(placement, *_specs(recipe, MinMaxObserver))
@@ -79,22 +79,9 @@ def _by_nncf(program: Program, placement: Placement, batches: Sequence[tuple[Ten
         data,
         subset_size=len(batches),
         fast_bias_correction=True if recipe.bias_correction else None,
-        smooth_quant=recipe.smooth,
         activations_range_estimator_params=copy.deepcopy(estimator),
     )
     return cast(fx.GraphModule, graph)
-
-
-def _by_torchao(program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe) -> fx.GraphModule:
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    from edgecompile.passes._observers import HistogramObserver
-
-    observer = HistogramObserver.with_args(method=recipe.calibration)
-    prepared = prepare_pt2e(program.graph, TableQuantizer(placement, *_specs(recipe, observer)))
-    for batch in batches:
-        prepared(*batch)
-    return cast(fx.GraphModule, convert_pt2e(prepared))
 
 
 def _name_weights(quantized: Program, source: Program) -> dict[str, str]:

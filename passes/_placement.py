@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
-from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
-    QuantizationSpec,
-    Quantizer,
-    SharedQuantizationSpec,
-)
 
+from edgecompile.passes._torchao import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, layer, only_user
 from edgecompile.target import QuantRule
@@ -86,7 +81,7 @@ def _pass_on(
 
     Only where nobody else reads what is in between, so that no float reader gets rounded numbers.
     """
-    rule = table.get(node.target) if node.op == "call_function" else None
+    rule = table.get(node.target) if isinstance(node.target, OpOverload) else None
     if rule is None or rule.output != "shared" or keep_float(node) or only_user(node) is None:
         return
     read = operands(node, rule)
@@ -143,8 +138,18 @@ def _floating(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
+def _now(by_name: Mapping[str, fx.Node], reader: fx.Node, source: fx.Node) -> fx.Node:
+    """What stands where `reader` read `source`: SmoothQuant has put a product in front, or another weight."""
+    twin = by_name[reader.name]
+    for was, now in zip(reader.args, twin.args, strict=False):
+        if was is source and isinstance(now, fx.Node):
+            return now
+    return by_name[source.name]
+
+
 def matcher(patterns: Sequence[str]) -> Callable[[fx.Node], bool]:
     """Whether a node's layer, name or origin matches one of the globs."""
+
     def matches(node: fx.Node) -> bool:
         names = (layer(node), node.name, str(node.meta.get("custom", {}).get("origin", "")))
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
@@ -155,7 +160,9 @@ def matcher(patterns: Sequence[str]) -> Callable[[fx.Node], bool]:
 class TableQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates the placement for torchao and NNCF; `activation` and `weight` are their specs."""
 
-    def __init__(self, placement: Placement, activation: QuantizationSpec, weight: Callable[[int], QuantizationSpec]) -> None:
+    def __init__(
+        self, placement: Placement, activation: QuantizationSpec, weight: Callable[[int], QuantizationSpec]
+    ) -> None:
         self.placement, self.activation, self.weight = placement, activation, weight
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -172,11 +179,11 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]
                 continue
             for reader in self.placement.readers.get(node, []):
                 annotation = by_name[reader.name].meta["quantization_annotation"]
-                annotation.input_qspec_map[own] = self.activation
+                annotation.input_qspec_map[_now(by_name, reader, node)] = self.activation
                 annotation._annotated = True
         for reader, (weight, axis) in self.placement.weights.items():
             annotation = by_name[reader.name].meta["quantization_annotation"]
-            annotation.input_qspec_map[by_name[weight.name]] = self.weight(axis)
+            annotation.input_qspec_map[_now(by_name, reader, weight)] = self.weight(axis)
             annotation._annotated = True
         return model
 

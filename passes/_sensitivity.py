@@ -1,4 +1,4 @@
-"""Which layer suffers most from integers: signal-to-noise ratio of each kernel's own output, in one pass over the data."""
+"""Which layer suffers most from integers: signal-to-noise ratio of each kernel's own output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def noise_ranking(program: Program, quantized: Program, placement: Placement, ba
     return sorted(ratios, key=lambda name: (ratios[name], name))
 
 
-def layer_snr_db(program: Program, quantized: Program, placement: Placement, batch: tuple[Any, ...]) -> dict[str, float]:
+def layer_snr_db(
+    program: Program, quantized: Program, placement: Placement, batch: tuple[Any, ...]
+) -> dict[str, float]:
     """Signal-to-noise ratio in dB, 10 log10(sum y^2 / sum (y - y_q)^2), of each quantized layer's output."""
     readers = {n.name for n in placement.weights}
     twins = {n.name: n for n in quantized.graph.graph.nodes if n.name in readers}
@@ -54,7 +56,7 @@ class _Twin(fx.Interpreter):
         return result
 
     def _argument(self, value: Any, float_value: Any) -> Any:
-        """A twin's argument: a chain of q/dq over a float tensor or a stored weight, else what the float layer reads."""
+        """A twin's argument: q/dq over a float tensor or a stored weight, else what the float layer reads."""
         if not isinstance(value, fx.Node):
             return value
         if value.op == "get_attr":

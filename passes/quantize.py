@@ -1,11 +1,10 @@
-"""Post-training INT8: integers wherever the target's runtime has a kernel for them, float for what would cost the score."""
+"""Post-training INT8: integers where the target's runtime has a kernel for them, float for what costs the score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
-
 
 from edgecompile.errors import PassError
 from edgecompile.pass_manager import Context, Pass
@@ -25,8 +24,8 @@ class Quantize(Pass):
     After: `%q = quantize_per_tensor(%x, scale, zero, 0, 255, uint8)`, `%d = dequantize_per_tensor(%q, ...)`,
     `%v = dequantize_per_channel(w: int8[16, 3, 3, 3], ...)`, `%y = conv2d(%d, %v)`.
 
-    `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators), `mse` and `entropy`
-    (one histogram). `activations` and `reduce_range` are `auto`: what this CPU multiplies without saturating. Layers
+    `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators). `activations` and
+    `reduce_range` are `auto`: what this CPU multiplies without saturating. Layers
     that match a glob in `keep_float` stay float; when a drop budget is set, the layers with the lowest
     signal-to-noise ratio follow until the budget holds, found by galloping and bisection.
 
@@ -38,10 +37,9 @@ class Quantize(Pass):
 
     weights: Literal["int8"] = "int8"
     activations: Literal["auto", "u8", "s8"] = "auto"
-    calibration: Literal["min_max", "percentile", "mse", "entropy"] = "min_max"
+    calibration: Literal["min_max", "percentile"] = "min_max"
     reduce_range: Literal["auto", "yes", "no"] = "auto"
     bias_correction: bool = True
-    smooth: bool = False
     samples: int = 300
     keep_float: tuple[str, ...] = ()
 
@@ -49,14 +47,16 @@ class Quantize(Pass):
         """The quantized program; see the class."""
         table = ctx.target.quantizable() if ctx.target is not None else {}
         if not table:
-            raise PassError(f"quantize: the target {ctx.target.name if ctx.target else None} has no integer kernels; leave the pass out")
+            raise PassError("quantize: the target has no integer kernels; leave the pass out")
         if ctx.calib is None:
             raise PassError("quantize: needs calibration data: give --calib with images, an .npz or module:function")
         recipe = self._recipe()
         keep = matcher(self.keep_float)
         first = place(program, table, keep)
         if not first.weights:
-            raise PassError("quantize: no layer of this program has an integer kernel on the target; leave the pass out")
+            raise PassError(
+                "quantize: no layer of this program has an integer kernel on the target; leave the pass out"
+            )
         batches = [b.inputs for b in ctx.calib.take(self.samples)]
         ctx.stats["calibration_samples"] = sum(int(b[0].shape[0]) for b in batches if b)
 
@@ -71,7 +71,10 @@ class Quantize(Pass):
         ctx.stats["float_layers"] = len(placement.left)
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
-        ctx.note(f"activations {recipe.activation}, weights int8 per channel" + (" at reduced range" if recipe.reduce_range else ""))
+        ctx.note(
+            f"activations {recipe.activation}, weights int8 per channel"
+            + (" at reduced range" if recipe.reduce_range else "")
+        )
         return quantized
 
     def _recipe(self) -> Recipe:
@@ -84,14 +87,19 @@ class Quantize(Pass):
         # without VNNI, ONNX Runtime multiplies u8 by s8 in saturating 16-bit sums: seven-bit weights cannot overflow
         saturates = not exact and activation == "u8"
         reduce_range = saturates if self.reduce_range == "auto" else self.reduce_range == "yes"
-        return Recipe(activation, self.calibration, reduce_range, self.bias_correction, self.smooth)
+        return Recipe(activation, self.calibration, reduce_range, self.bias_correction)
 
 
 Attempt = Callable[[frozenset[str]], tuple[Program, Placement]]
 
 
 def _within(
-    program: Program, quantized: Program, placement: Placement, attempt: Attempt, ctx: Context, batch: tuple[object, ...]
+    program: Program,
+    quantized: Program,
+    placement: Placement,
+    attempt: Attempt,
+    ctx: Context,
+    batch: tuple[object, ...],
 ) -> tuple[Program, Placement]:
     """Keep the noisiest layers in float until the drop budget holds: gallop 1, 2, 4, ..., then bisect."""
     assert ctx.drop is not None
@@ -124,7 +132,7 @@ def _within(
         ctx.note(f"no choice of float layers stays within {ctx.max_drop:g} points; the best loses {best[0]:.2f}")
         return best[1], best[2]
     program_found, where = found
-    left = {n: ("its noise costs the drop budget" if n.name in ranking[:high] else why) for n, why in where.left.items()}
+    left = {
+        n: ("its noise costs the drop budget" if n.name in ranking[:high] else why) for n, why in where.left.items()
+    }
     return program_found, replace(where, left=left)
-
-

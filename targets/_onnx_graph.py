@@ -68,7 +68,9 @@ def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     given = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in [n for n in graph.node if n.op_type == "Identity" and n.output[0] in given]:
         graph.node.remove(node)  # what torch.onnx writes for an input that is returned: Identity of x, called x
-    taken = {o for n in graph.node for o in n.output} | {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    taken = (
+        {o for n in graph.node for o in n.output} | {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    )
     old = [o.name for o in graph.output]
     renamed: dict[str, str] = {}
     for name in names:

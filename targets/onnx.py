@@ -70,7 +70,7 @@ class Onnx(Target):
                 input_names=list(program.input_names),
             )  # fmt: skip
         assert exported is not None
-        model = cast("onnx.ModelProto", exported.model_proto)
+        model = exported.model_proto
         notes: list[str] = []
         _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
@@ -95,8 +95,9 @@ class Onnx(Target):
         """The file in ONNX Runtime with so many threads, inputs and outputs bound once a shape."""
         return Session(artifact.path, threads)
 
-
-    def tap(self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    def tap(
+        self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """The values that ONNX Runtime computes at the named nodes, of those that are still in the file."""
         import onnx
 
@@ -123,7 +124,9 @@ class Session:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         try:
-            self.session: Any = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"])
+            self.session: Any = ort.InferenceSession(
+                path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             text = str(error).splitlines()[0][:300]
             name = "the model" if isinstance(path, bytes) else path.name

@@ -186,8 +186,8 @@ def test_observers_see_every_pass(program: Program) -> None:
             "pipeline: quantize: unknown option 'weight'; did you mean weights? (known: ",
         ),
         (
-            "quantize(calibration=msr)",
-            "pipeline: quantize.calibration: 'msr' is not one of the choices; did you mean mse?",
+            "quantize(calibration=percentil)",
+            "pipeline: quantize.calibration: 'percentil' is not one of the choices; did you mean percentile?",
         ),
     ],
 )

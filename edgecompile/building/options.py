@@ -28,7 +28,9 @@ class BuildOptions:
 
     target: str = _help("A deployment (host) or artifact@device (onnx@host).", "host")
     device: str | None = _help("A device profile by name or .toml file, instead of the target's own.")
-    pipeline: str | None = _help("Passes behind the exact ones, such as 'quantize(calibration=mse)'; '' for none.")
+    pipeline: str | None = _help(
+        "Passes behind the exact ones, such as 'quantize(calibration=percentile)'; '' for none."
+    )
     max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher.")
     max_drop: str | None = _help("Accuracy budget in points of the score: 1pp or 0.5%.")
     max_size: str | None = _help("Size budget of the artifact: 4MB or 30% of the teacher.")

@@ -32,8 +32,9 @@ def attribute(module: nn.Module, name: str) -> Any:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Keep torch from logging a traceback for an error that is raised and reported anyway."""
-    with silenced("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"):
+    """Keep torch from logging a traceback, or printing half a graph, for an error that is raised anyway."""
+    loggers = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
+    with silenced(*loggers, stderr=True):
         yield
 
 

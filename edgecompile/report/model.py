@@ -284,7 +284,7 @@ def like_for_like(report: Report, step: StepRow) -> float | None:
             if row is step:
                 return total * bought
             total *= bought if row.kept else 1.0
-        elif row is step or row.kept and row.reason != NOTHING:
+        elif row is step or (row.kept and row.reason != NOTHING):
             return None
     return None
 
