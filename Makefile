@@ -27,6 +27,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench.int8
 	$(BIN)/python -m tests.bench.cost
 	$(BIN)/python -m tests.bench.depth
+	$(BIN)/python -m tests.bench.startup
 
 $(READY): pyproject.toml constraints.txt tests/models.txt
 	$(PYTHON) -c 'import sys; sys.exit("edgecompile needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

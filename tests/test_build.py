@@ -392,6 +392,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(built: Built, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_empty_pipeline_is_the_exact_passes_only(built: Built) -> None:
     report, _ = built.again("exact", pipeline="")
     assert report.exit_code == 0

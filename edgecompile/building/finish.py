@@ -6,29 +6,26 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__, errors
 from edgecompile.building import bundle
+from edgecompile.building.rows import figure_of, ratio_of, rounds_of, row_of
+from edgecompile.building.signals import too_late
 from edgecompile.building.verdicts import codes_of, drop_budget, latency_answer, latency_budget, size_budget
 from edgecompile.building.workshop import Built, Workshop
 from edgecompile.data import Dataset
-from edgecompile.measure import Interval, Samples, fingerprint, machine, median_ms, ratio, settle
-from edgecompile.pass_manager import Price, Step
+from edgecompile.measure import Samples, fingerprint, machine, settle
+from edgecompile.pass_manager import Step
 from edgecompile.program import Program
 from edgecompile.report import (
     ArtifactFile,
     Decision,
-    Figure,
     InputSpec,
     LayerDrift,
     Model,
-    Ratio,
     Report,
-    Rounds,
     Score,
-    StepRow,
     Verify,
     render_html,
 )
@@ -89,7 +86,8 @@ def finish(
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
     verify = _verified(teacher, shop, program, final, batches, code, steps)
     shop.tell("publishing", 0, 1)
-    files = _publish(out, job, final, fixed, golden, facts, code)
+    shown = _shown(job, code)
+    sealed, files = _sealed(out, shown, final, fixed, golden, facts)
     report = Report(
         __version__,
         model_of(teacher),
@@ -106,15 +104,15 @@ def finish(
             for n, t in zip(fixed.input_names, fixed.inputs, strict=True)
         ),
         artifacts=files,
-        latency_ms=_figure(samples.get("artifact")),
-        teacher_latency_ms=_figure(samples.get("teacher")),
-        latency_ratio=_ratio(samples),
-        rounds=_rounds(samples),
+        latency_ms=figure_of(samples.get("artifact")),
+        teacher_latency_ms=figure_of(samples.get("teacher")),
+        latency_ratio=ratio_of(samples),
+        rounds=rounds_of(samples),
         size_bytes=final.size_bytes,
         teacher_size_bytes=base.size_bytes,
         score=_score(job, shop, final, evaluate),
         budgets=budgets,
-        steps=tuple(_row(step) for step in steps),
+        steps=tuple(row_of(step) for step in steps),
         verify=verify,
         decisions=_decisions(shop, chosen, why),
         notes=tuple(
@@ -125,17 +123,24 @@ def finish(
         machine={**machine(), "fingerprint": fingerprint()},
         versions=shop.versions,
     )
-    write_report(out, report)
-    prune(out)
-    return report
+    write_report(out, report)  # before the link moves: a disk that fills up here leaves the last good artifact
+    with too_late():
+        point(out, shown, sealed)
+        if code == errors.OK:
+            unpoint(out, f"rejected/{shown}")
+            with contextlib.suppress(OSError):  # another deployment's rejected candidate may be in it
+                (out / "rejected").rmdir()
+        prune(out)
+        return report
 
 
 def write_report(out: Path, report: Report) -> None:
     """Replace OUT/report.json and OUT/report.html, each at once."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "report.json", report.to_json().encode())
-    write_atomic(out / "report.html", render_html(report).encode())
+    page, data = render_html(report).encode(), report.to_json().encode()
+    write_atomic(out / "report.html", page)  # the larger of the two: where it has no room, neither is replaced
+    write_atomic(out / "report.json", data)
 
 
 def _settled(job: Job, shop: Workshop, base: Built, final: Built) -> dict[str, Samples]:
@@ -157,12 +162,16 @@ def _settled(job: Job, shop: Workshop, base: Built, final: Built) -> dict[str, S
     return found
 
 
-def _publish(
-    out: Path, job: Job, final: Built, fixed: Program, golden: Any, facts: Mapping[str, Any], code: int
-) -> tuple[ArtifactFile, ...]:
-    """The bundle into the store; OUT/<deployment> moves to it when all budgets hold, else OUT/rejected/<deployment>."""
+def _shown(job: Job, code: int) -> str:
+    """The bundle's link in OUT: the deployment's name when every budget holds, else one under `rejected`."""
     name = re.sub(r"[^\w.@-]", "_", job.name if job.name.isidentifier() else f"{job.target.name}@{job.device.name}")
-    shown = name if code == errors.OK else f"rejected/{name}"
+    return name if code == errors.OK else f"rejected/{name}"
+
+
+def _sealed(
+    out: Path, shown: str, final: Built, fixed: Program, golden: Any, facts: Mapping[str, Any]
+) -> tuple[Path, tuple[ArtifactFile, ...]]:
+    """The bundle in the store, with no link to it yet; and its files as the report names them."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with stage(out) as folder:
@@ -172,12 +181,7 @@ def _publish(
             ArtifactFile(kind, f"{shown}/{p.relative_to(folder).as_posix()}", file_hash(p), p.stat().st_size)
             for kind, p in files.items()
         )
-        point(out, shown, seal(folder, out))
-    if code == errors.OK:
-        unpoint(out, f"rejected/{name}")
-        with contextlib.suppress(OSError):  # another deployment's rejected candidate may be in it
-            (out / "rejected").rmdir()
-    return told
+        return seal(folder, out), told
 
 
 def _verified(
@@ -225,54 +229,6 @@ def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> 
         scored.samples,
         evaluate.independent if evaluate is not None else "",
     )
-
-
-def _row(step: Step) -> StepRow:
-    names = tuple(p.name for p in step.passes)
-    before, after = step.before, step.after
-    return StepRow(
-        names[0] if len(names) == 1 else "exact",
-        step.kept,
-        step.reason,
-        names if len(names) > 1 else (),
-        step.seconds,
-        step.nodes,
-        _price(before),
-        _price(after),
-        before.size_bytes if before else None,
-        after.size_bytes if after else None,
-        before.score if before else None,
-        after.score if after else None,
-        step.stats,
-        step.notes,
-    )
-
-
-def _price(price: Price | None) -> Figure | None:
-    if price is None or price.latency_ms is None:
-        return None
-    return Figure(price.latency_ms.value, price.latency_ms.low, price.latency_ms.high, price.kind)
-
-
-def _figure(samples: Samples | None) -> Figure | None:
-    if samples is None:
-        return None
-    found = median_ms(samples)
-    return Figure(found.value, found.low, found.high)
-
-
-def _ratio(samples: Mapping[str, Samples]) -> Ratio | None:
-    if not samples:
-        return None
-    found: Interval = ratio(samples["artifact"], samples["teacher"])
-    return Ratio(found.value, found.low, found.high)
-
-
-def _rounds(samples: Mapping[str, Samples]) -> Rounds | None:
-    if not samples:
-        return None
-    medians = {k: tuple(1e3 * median(r) for r in s.rounds) for k, s in samples.items()}
-    return Rounds(medians["teacher"], medians["artifact"])
 
 
 def _decisions(shop: Workshop, chosen: str, why: str) -> tuple[Decision, ...]:

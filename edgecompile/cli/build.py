@@ -84,7 +84,8 @@ def _flag(option: dataclasses.Field[Any]) -> inspect.Parameter:
 def _build(model: str | None, config: str | None, dump: str | None, verbose: bool, json_: bool, **flags: Any) -> int:
     from edgecompile.building.other_reports import failed
     from edgecompile.building.run import build
-    from edgecompile.cli.progress import Observers, printing, progress
+    from edgecompile.cli.progress import Observers, printing, progress, warn
+    from edgecompile.store import Cache
 
     beside = {"model": model, "dump": dump, "verbose": verbose or None, "json": json_ or None}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in {**beside, **flags}.items() if v not in (None, [])}
@@ -93,7 +94,7 @@ def _build(model: str | None, config: str | None, dump: str | None, verbose: boo
     json_ = shown.get("json", False)
     try:
         with progress() as tell:
-            report = build(name, options, progress=tell, observers=(observers,))
+            report = build(name, options, progress=tell, observers=(observers,), cache=Cache(warn=warn))
     except EdgeCompileError as error:
         if json_:
             _print(failed(name, options, error), Path(options.out), json_)

@@ -6,13 +6,14 @@ import errno
 import os
 import signal
 import sys
+import threading
 from typing import Annotated, NoReturn, cast
 
 import typer
 
 from edgecompile import __version__, errors
 from edgecompile.cli import build, inspect, looks
-from edgecompile.cli.progress import deafen, printing
+from edgecompile.cli.progress import deafen, printing, warn
 
 app = typer.Typer(
     name="edgecompile",
@@ -55,9 +56,21 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
 
 
+def _swallowed(what: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that fell on a weak reference's callback or a destructor, where Python drops exceptions."""
+    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(what.exc_type)
+    if number is None:
+        sys.__unraisablehook__(what)
+        return
+    again = threading.Timer(0.02, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the code of the design."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _swallowed
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller: 2>&-
@@ -76,6 +89,8 @@ def _run() -> int:
     try:
         with printing():
             code = app(standalone_mode=False)
+            if code == errors.INTERRUPTED:  # typer turns Ctrl-C into an exit without a word
+                raise KeyboardInterrupt
             return code if isinstance(code, int) else errors.OK
         return errors.OK
     except errors.EdgeCompileError as error:
@@ -111,8 +126,5 @@ def _usage(error: BaseException) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    """One line on standard error, control characters escaped."""
-    from edgecompile.ingest.rules import text_safe
-
-    print(f"edgecompile: {text_safe(' '.join(text.split()), 4000)}", file=sys.stderr)
+    warn(text)
     return code

@@ -55,6 +55,13 @@ def deafen() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def warn(text: str) -> None:
+    """One line on standard error, control characters escaped."""
+    from edgecompile.ingest.rules import text_safe
+
+    print(f"edgecompile: {text_safe(' '.join(text.split()), 4000)}", file=sys.stderr)
+
+
 def _lines() -> Callable[[str, int, int], None]:
     last: list[str] = []
 
