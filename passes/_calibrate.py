@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx
 
+from edgecompile.passes._bias import correct_bias
 from edgecompile.passes._placement import Placement, TableQuantizer
 from edgecompile.program import Program, attribute
-from edgecompile.rewrite import _assign, aten
+from edgecompile.rewrite import _assign, add_weight, weight
+from edgecompile.silence import silenced
 
+Calibration = Literal["min_max", "percentile", "mse", "entropy"]
 Q = torch.ops.quantized_decomposed
+_WHOLE, _REDUCED = 127, 63
+_CORRECTED_ON = 64
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,47 @@ class Recipe:
     """How ranges are chosen and integers laid out; see `Quantize`."""
 
     activation: Literal["u8", "s8"]
-    calibration: Literal["min_max", "percentile"]
+    calibration: Calibration
     reduce_range: bool = False
     bias_correction: bool = True
 
 
 def calibrated(
-    program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe
+    program: Program,
+    placement: Placement,
+    batches: Sequence[tuple[Tensor, ...]],
+    recipe: Recipe,
+    per_tensor: frozenset[str] = frozenset(),
 ) -> Program:
-    """The program with Q/DQ nodes and integer weights; `program` is left as it was."""
+    """The program with Q/DQ nodes and integer weights; `program` is left as it was.
+
+    The weights of the nodes named in `per_tensor` get one scale, all others one an output channel.
+    """
     own = program.clone()
-    with _quiet(), torch.no_grad():
-        graph = _by_nncf(own, placement, batches, recipe)
+    with silenced("nncf", "torchao", "torch.utils._pytree", stdout=True), torch.no_grad():
+        if recipe.calibration in ("min_max", "percentile"):
+            graph = _by_nncf(own, placement, batches, recipe)
+        else:
+            graph = _by_torchao(own, placement, batches, recipe)
     quantized = dataclasses.replace(own, graph=fx.GraphModule(graph, graph.graph, class_name="Program"))
     origin = _name_weights(quantized, program)
-    return dataclasses.replace(quantized, origin={**program.origin, **origin})
+    quantized = dataclasses.replace(quantized, origin={**program.origin, **origin})
+    limit = _REDUCED if recipe.reduce_range else _WHOLE
+    for reader, place in placement.weights.items():
+        _lay_weight(quantized, program, reader, place, limit, reader.name in per_tensor)
+    if recipe.bias_correction:
+        correct_bias(program, quantized, placement, _first(batches, _CORRECTED_ON))
+    return quantized
+
+
+def _first(batches: Sequence[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
+    """The leading batches that hold `samples` samples."""
+    chosen: list[tuple[Tensor, ...]] = []
+    for batch in batches:
+        if sum(int(b[0].shape[0]) for b in chosen) >= samples:
+            break
+        chosen.append(batch)
+    return chosen
 
 
 def _specs(recipe: Recipe, observer: Any) -> tuple[Any, Any]:
@@ -52,10 +79,10 @@ def _specs(recipe: Recipe, observer: Any) -> tuple[Any, Any]:
         activation = QuantizationSpec(torch.uint8, observer, 0, 255, torch.per_tensor_affine)
     else:
         activation = QuantizationSpec(torch.int8, observer, -128, 127, torch.per_tensor_symmetric)
-    limit = 63 if recipe.reduce_range else 127
 
     def weight(axis: int) -> QuantizationSpec:
-        return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -limit, limit, torch.per_channel_symmetric, axis)
+        scheme = torch.per_channel_symmetric
+        return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -_WHOLE, _WHOLE, scheme, axis)
 
     return activation, weight
 
@@ -78,10 +105,80 @@ def _by_nncf(
         quantizer,
         data,
         subset_size=len(batches),
-        fast_bias_correction=True if recipe.bias_correction else None,
+        fast_bias_correction=None,
         activations_range_estimator_params=copy.deepcopy(estimator),
     )
     return cast(fx.GraphModule, graph)
+
+
+def _by_torchao(
+    program: Program, placement: Placement, batches: Sequence[tuple[Tensor, ...]], recipe: Recipe
+) -> fx.GraphModule:
+    from edgecompile.passes._observers import HistogramObserver
+    from edgecompile.passes._torchao import convert_pt2e, prepare_pt2e
+
+    observer = HistogramObserver.with_args(method=recipe.calibration)
+    prepared = prepare_pt2e(program.graph, TableQuantizer(placement, *_specs(recipe, observer)))
+    for batch in batches:
+        prepared(*batch)
+    return cast(fx.GraphModule, convert_pt2e(prepared))
+
+
+def _lay_weight(
+    quantized: Program, source: Program, reader: fx.Node, weight_of: tuple[fx.Node, int], limit: int, per_tensor: bool
+) -> None:
+    """Quantize a weight again, from the float one, to [-limit, limit].
+
+    Neither library keeps to the range it is asked for; NNCF takes one bit from the first layer whatever the CPU.
+    """
+    node, axis = weight_of
+    value = weight(source, node)
+    twin = next(n for n in quantized.graph.graph.nodes if n.name == reader.name)
+    assert value is not None
+    dequantize = _dequantize(quantized, source, twin, list(reader.args).index(node), node, axis)
+    stored, scales = cast("tuple[fx.Node, fx.Node]", dequantize.args[:2])
+    others = list(range(value.dim())) if per_tensor else [d for d in range(value.dim()) if d != axis]
+    smallest = torch.finfo(torch.float32).eps
+    scale = (value.detach().abs().amax(others, keepdim=True) / limit).clamp(min=smallest)
+    integers = (value.detach() / scale).round().clamp(-limit, limit).to(torch.int8)
+    _assign(quantized.graph, str(stored.target), integers)
+    if not per_tensor:
+        _assign(quantized.graph, str(scales.target), scale.flatten())
+        return
+    graph = quantized.graph.graph
+    with graph.inserting_after(dequantize):
+        one = graph.call_function(
+            Q.dequantize_per_tensor.default, (stored, scale.item(), 0, -_WHOLE, _WHOLE, torch.int8)
+        )
+    one.meta = dict(dequantize.meta)
+    dequantize.replace_all_uses_with(one)
+    graph.erase_node(dequantize)
+
+
+def _dequantize(
+    quantized: Program, source: Program, twin: fx.Node, position: int, weight_node: fx.Node, axis: int
+) -> fx.Node:
+    """The node that restores a layer's weight; a new one where NNCF has forgotten a reader of a tied weight."""
+    found = twin.args[position]
+    assert isinstance(found, fx.Node)
+    if found.op != "get_attr":
+        return found
+    name, value = str(weight_node.target), attribute(quantized.graph, str(found.target))
+    channels = value.shape[axis]
+    stored = {
+        "int8": torch.zeros(value.shape, dtype=torch.int8),
+        "scale": torch.ones(channels),
+        "zero_point": torch.zeros(channels, dtype=torch.int8),
+    }
+    origin = source.origin.get(name, name)
+    parts = [add_weight(quantized, f"{name}_{word}", part, twin, origin) for word, part in stored.items()]
+    with quantized.graph.graph.inserting_before(twin):
+        restored = quantized.graph.graph.call_function(
+            Q.dequantize_per_channel.default, (*parts, axis, -_WHOLE, _WHOLE, torch.int8)
+        )
+    restored.meta["val"] = weight_node.meta.get("val")
+    twin.update_arg(position, restored)
+    return restored
 
 
 def _name_weights(quantized: Program, source: Program) -> dict[str, str]:
@@ -105,33 +202,10 @@ def _name_weights(quantized: Program, source: Program) -> dict[str, str]:
                 name = f"{was.target}_{suffix}"
                 _rename(graph, part, name)
                 origin[name] = source.origin.get(str(was.target), str(was.target))
-    for node in graph.graph.nodes:  # NNCF's corrected biases
-        before = floats.get(node.name)
-        if before is None or node.op != "call_function" or len(node.args) < 3 or len(before.args) < 3:
-            continue
-        now, was = node.args[2], before.args[2]
-        if node.target in (aten.conv1d.default, aten.conv2d.default, aten.linear.default) and isinstance(now, fx.Node):
-            old = str(was.target) if isinstance(was, fx.Node) and was.op == "get_attr" else None
-            if old is not None and now.op == "get_attr" and now.target != old:
-                _rename(graph, now, f"{old}_corrected")
-                origin[f"{old}_corrected"] = source.origin.get(old, old)
     return origin
 
 
 def _rename(graph: fx.GraphModule, node: fx.Node, name: str) -> None:
-    _assign(graph, name, attribute(graph, str(node.target)).detach())
+    value = attribute(graph, str(node.target)).detach()
+    _assign(graph, name, value.to(torch.int8) if name.endswith("_zero_point") else value)
     node.target = name
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and warnings of the calibration libraries off the user's terminal."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

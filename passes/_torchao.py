@@ -8,7 +8,9 @@ with silenced("torchao", "torch.utils._pytree"):  # it logs each native library 
     from torchao.quantization.pt2e import (
         MinMaxObserver,
         PerChannelMinMaxObserver,
+        UniformQuantizationObserverBase,
     )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import (
         QuantizationAnnotation,
         QuantizationSpec,
@@ -23,4 +25,7 @@ __all__ = [
     "QuantizationSpec",
     "Quantizer",
     "SharedQuantizationSpec",
+    "UniformQuantizationObserverBase",
+    "convert_pt2e",
+    "prepare_pt2e",
 ]

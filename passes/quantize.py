@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from edgecompile.errors import PassError
+from torch import fx
+from torch._ops import OpOverload
+
+from edgecompile.errors import PassError, near
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes._calibrate import Recipe, calibrated
 from edgecompile.passes._placement import Placement, matcher, place
 from edgecompile.passes._sensitivity import noise_ranking
+from edgecompile.passes.fold_bn import FoldBn, scale_and_shift
 from edgecompile.program import Program
-from edgecompile.rewrite import layer
+from edgecompile.rewrite import add_weight, aten, layer, nodes
+from edgecompile.rewrite import replace as replace_node
+from edgecompile.target import QuantRule
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,15 @@ class Quantize(Pass):
     After: `%q = quantize_per_tensor(%x, scale, zero, 0, 255, uint8)`, `%d = dequantize_per_tensor(%q, ...)`,
     `%v = dequantize_per_channel(w: int8[16, 3, 3, 3], ...)`, `%y = conv2d(%d, %v)`.
 
-    `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators). `activations` and
-    `reduce_range` are `auto`: what this CPU multiplies without saturating. Layers
-    that match a glob in `keep_float` stay float; when a drop budget is set, the layers with the lowest
-    signal-to-noise ratio follow until the budget holds, found by galloping and bisection.
+    `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators), `mse` and `entropy`
+    (one histogram). `activations` and `reduce_range` are `auto`: what this CPU multiplies without saturating. Layers
+    that match a glob in `keep_float` stay float; `layers` overrides single ones, `(("stem.*", "float"),
+    ("head.*", "per_tensor"))`: per_tensor is one weight scale for the layer, and the first glob that matches decides.
+    Globs are matched against module paths, node names and origins. When a drop budget is set, the layers with the
+    lowest signal-to-noise ratio become float until it holds, found by galloping and bisection.
 
-    Refuses: a target without integer kernels, no calibration data, a program without a layer that can be quantized.
+    Refuses: a target without integer kernels, no calibration data, a program without a layer that can be quantized, a
+    glob that matches nothing.
     """
 
     name: ClassVar[str] = "quantize"
@@ -37,11 +46,12 @@ class Quantize(Pass):
 
     weights: Literal["int8"] = "int8"
     activations: Literal["auto", "u8", "s8"] = "auto"
-    calibration: Literal["min_max", "percentile"] = "min_max"
+    calibration: Literal["min_max", "percentile", "mse", "entropy"] = "min_max"
     reduce_range: Literal["auto", "yes", "no"] = "auto"
     bias_correction: bool = True
     samples: int = 300
     keep_float: tuple[str, ...] = ()
+    layers: tuple[tuple[str, Literal["float", "per_tensor"]], ...] = ()
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The quantized program; see the class."""
@@ -51,7 +61,9 @@ class Quantize(Pass):
         if ctx.calib is None:
             raise PassError("quantize: needs calibration data: give --calib with images, an .npz or module:function")
         recipe = self._recipe()
-        keep = matcher(self.keep_float)
+        program = _folded(program, ctx)
+        self._check_globs(program, table)
+        keep = self._keep()
         first = place(program, table, keep)
         if not first.weights:
             raise PassError(
@@ -62,7 +74,8 @@ class Quantize(Pass):
 
         def attempt(floats: frozenset[str]) -> tuple[Program, Placement]:
             placement = place(program, table, lambda node: keep(node) or node.name in floats)
-            return calibrated(program, placement, batches, recipe), placement
+            one_scale = frozenset(n.name for n in placement.weights if self._override(n) == "per_tensor")
+            return calibrated(program, placement, batches, recipe, one_scale), placement
 
         quantized, placement = attempt(frozenset())
         if ctx.max_drop is not None and ctx.drop is not None:
@@ -77,6 +90,21 @@ class Quantize(Pass):
         )
         return quantized
 
+    def _override(self, node: fx.Node) -> str | None:
+        return next((what for glob, what in self.layers if matcher((glob,))(node)), None)
+
+    def _keep(self) -> Callable[[fx.Node], bool]:
+        kept = matcher(self.keep_float)
+        return lambda node: kept(node) or self._override(node) == "float"
+
+    def _check_globs(self, program: Program, table: Mapping[OpOverload, QuantRule]) -> None:
+        nodes = [n for n in program.graph.graph.nodes if n.op == "call_function"]
+        globs = [("keep_float", g) for g in self.keep_float] + [("layers", g) for g, _ in self.layers]
+        for option, glob in globs:
+            if not any(map(matcher((glob,)), nodes)):
+                known = {layer(n) for n in place(program, table, lambda node: False).weights}
+                raise PassError(f"quantize: {option}: {glob!r} matches no layer{near(glob, known)}")
+
     def _recipe(self) -> Recipe:
         from edgecompile.measure import machine
 
@@ -88,6 +116,30 @@ class Quantize(Pass):
         saturates = not exact and activation == "u8"
         reduce_range = saturates if self.reduce_range == "auto" else self.reduce_range == "yes"
         return Recipe(activation, self.calibration, reduce_range, self.bias_correction)
+
+
+def _folded(program: Program, ctx: Context) -> Program:
+    """The program without batch norms behind convolutions, which NNCF and torchao would fold unseen, tied weights too.
+
+    One that does not fold exactly becomes the product and the sum that it is.
+    """
+    program = FoldBn().run(program, ctx)
+    for norm in nodes(program, aten.batch_norm.default):
+        before = norm.args[0]
+        if not isinstance(before, fx.Node) or before.target not in (aten.conv1d.default, aten.conv2d.default):
+            continue
+        pair = scale_and_shift(program, norm)
+        if pair is None:
+            raise PassError(f"quantize: {layer(norm)} takes its statistics from the batch; leave the pass out")
+        value: fx.Node = before
+        for op, constant, word in zip((aten.mul.Tensor, aten.add.Tensor), pair, ("scale", "shift"), strict=True):
+            column = constant.float().reshape(-1, *[1] * (norm.meta["val"].dim() - 2))
+            stored = add_weight(program, f"{layer(norm)}.{word}", column, norm)
+            with program.graph.graph.inserting_before(norm):
+                value = program.graph.graph.call_function(op, (value, stored))
+            value.meta = dict(norm.meta)
+        replace_node(program, norm, value)
+    return program
 
 
 Attempt = Callable[[frozenset[str]], tuple[Program, Placement]]

@@ -62,7 +62,7 @@ class Onnx(Target):
         """Write `model.onnx`; the same program gives the same bytes."""
         import onnx
 
-        from edgecompile.targets import _onnx_graph
+        from edgecompile.targets import _onnx_attention, _onnx_graph
 
         with quiet():
             exported = torch.onnx.export(
@@ -76,6 +76,7 @@ class Onnx(Target):
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
         _onnx_graph.fold_pads(model)
+        _onnx_attention.sum_before_norm(model)
         _onnx_graph.merge_quantization(model)
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
