@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -84,6 +85,8 @@ class Quantize(Pass):
         ctx.stats["float_layers"] = len(placement.left)
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
+        if recipe.activation == "s8" and platform.machine() in ("x86_64", "AMD64"):
+            ctx.note("signed activations: ONNX Runtime leaves many convolutions in float behind Q/DQ on x86; use u8")
         ctx.note(
             f"activations {recipe.activation}, weights int8 per channel"
             + (" at reduced range" if recipe.reduce_range else "")

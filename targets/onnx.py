@@ -43,26 +43,29 @@ class Onnx(Target):
         return _TABLE
 
     def refuse(self, program: Program) -> list[str]:
-        """Operators that torch's exporter has no ONNX form for, all of them."""
-        from torch.onnx._internal.exporter import _registration
+        """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
+        from torch.onnx._internal.exporter import _core, _registration
 
         with quiet():
             registry = _registration.ONNXRegistry.from_torchlib(opset_version=self.opset)
-        reasons: dict[str, str] = {}
-        for node in program.graph.graph.nodes:
-            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-                if not node.target._schema.returns:
-                    continue  # an assertion: the exporter drops it
-                known = registry.is_registered(node.target) or _decomposes(node.target)
-                if not known:
-                    reasons[node.name] = f"{layer(node)}: {op_name(node)} ({node.name}) has no ONNX form"
-        return list(reasons.values())
+            prepared = _core._prepare_exported_program_for_export(program.exported(), registry=registry)
+        reasons = []
+        for node in prepared.graph.nodes:
+            target = node.target
+            if (
+                isinstance(target, torch._ops.OpOverload)
+                and target._schema.returns
+                and not registry.is_registered(target)
+            ):
+                origin = node.meta.get("custom", {}).get("origin", node.name)
+                reasons.append(f"{layer(node)}: {op_name(node)} ({origin}) has no ONNX form")
+        return list(dict.fromkeys(reasons))
 
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write `model.onnx`; the same program gives the same bytes."""
         import onnx
 
-        from edgecompile.targets import _onnx_attention, _onnx_graph
+        from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads
 
         with quiet():
             exported = torch.onnx.export(
@@ -75,7 +78,7 @@ class Onnx(Target):
         _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
-        _onnx_graph.fold_pads(model)
+        _onnx_pads.fold_pads(model)
         _onnx_attention.sum_before_norm(model)
         _onnx_graph.merge_quantization(model)
         _onnx_graph.transpose_weights(model)
@@ -174,13 +177,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _decomposes(target: OpOverload) -> bool:
-    from torch._decomp import decomposition_table
-    from torch.export import default_decompositions
-
-    return target in decomposition_table or target in default_decompositions() or target._can_decompose()
 
 
 def _simplified(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

@@ -247,8 +247,9 @@ def test_a_teacher_object_and_pass_objects_can_be_given(built: Built, tmp_path: 
 
 def test_golden_inputs_can_be_random_and_seeded(built: Built) -> None:
     program = small_teacher(built.folder).program.specialised(2)
-    one, two = (golden_inputs(program, None, "synthetic", seed) for seed in (1, 1))
-    other = golden_inputs(program, None, "synthetic", 2)
+    (one, kind), (two, _) = (golden_inputs(program, None, "synthetic", seed) for seed in (1, 1))
+    other, fallback = golden_inputs(program, None, "data", 2)
+    assert (kind, fallback) == ("synthetic", "synthetic")  # without data, what is written says so
     assert torch.equal(one[0], two[0])
     assert not torch.equal(one[0], other[0])
     assert one[0].shape == (2, 3, 8, 8)
@@ -265,7 +266,7 @@ def test_golden_integers_stay_within_the_examples_range() -> None:
             return out
 
     program = Program.capture(Table(), {"ids": torch.tensor([[0, 6], [3, 2]])}).specialised(1)
-    (ids,) = golden_inputs(program, None, "synthetic", 0)
+    (ids,), _ = golden_inputs(program, None, "synthetic", 0)
     assert ids.dtype == torch.int64
     assert 0 <= int(ids.min()) <= int(ids.max()) <= 6
 

@@ -102,6 +102,13 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "shape": ((*NET, "--eval", "shape.npz"), USAGE, "shape.npz"),
     "dtype": ((*NET, "--calib", "dtype.npz"), USAGE, "dtype.npz"),
     "NaN data": ((*NET, "--calib", "nan.npz"), USAGE, "nan.npz"),
+    "keep-float unread": (
+        (*NET, "--pipeline", "", "--keep-float", "head"),
+        USAGE,
+        "no pass of this build quantizes: drop it",
+    ),
+    "labels unread": ((*NET, "--labels", "l.txt"), USAGE, "labels belong to --eval, which is not given"),
+    "train unread": ((*NET, "--train", "calib.npz"), USAGE, "no pass of this build trains: drop it"),
     "cut data": ((*NET, "--train", "cut.npz"), USAGE, "cut.npz"),
     "score": ((*NET, "--eval", "eval.npz", "--score", "net.py:gone"), USAGE, "net.py:gone"),
     "calibration": ((*NET, "--pipeline", "quantize"), USAGE, "quantize: needs calibration data: give --calib"),

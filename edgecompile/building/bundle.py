@@ -20,16 +20,17 @@ from edgecompile.target import Artifact, Run
 MANIFEST_SCHEMA = 1
 
 
-def golden_inputs(fixed: Program, data: Dataset | None, kind: str, seed: int) -> tuple[Tensor, ...]:
-    """One batch for the emitted shapes: the first samples of the evaluation data, or seeded random numbers.
+def golden_inputs(fixed: Program, data: Dataset | None, kind: str, seed: int) -> tuple[tuple[Tensor, ...], str]:
+    """One batch for the emitted shapes, and which it is: the first samples of the evaluation data, or random numbers.
 
-    Integers are drawn between the smallest and the largest of the example inputs.
+    Random (`synthetic`) too where there is no data of these shapes. Integers are drawn between the smallest and the
+    largest of the example inputs.
     """
     found = batches(fixed, data, 1) if kind == "data" else []
     if found:
-        return found[0]
+        return found[0], "data"
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(t, generator) for t in fixed.inputs)
+    return tuple(_random(t, generator) for t in fixed.inputs), "synthetic"
 
 
 def batches(fixed: Program, data: Dataset | None, count: int) -> list[tuple[Tensor, ...]]:

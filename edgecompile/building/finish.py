@@ -68,7 +68,7 @@ def finish(
     code = errors.first_code(codes)
     out = Path(job.options.out)
     fixed = program.specialised(shop.batch)
-    golden = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
+    golden, golden_kind = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
     facts = {
         "edgecompile": __version__,
         "target": job.name,
@@ -80,7 +80,7 @@ def finish(
         "batch": shop.batch,
         "threads": job.threads,
         "trusted_model": job.options.trust_model,
-        "golden": job.options.golden,
+        "golden": golden_kind,
     }
     shop.tell("verifying", 0, 1)
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
@@ -119,7 +119,7 @@ def finish(
             dict.fromkeys((*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)))
         ),
         preprocessing=portable(teacher.preprocessing),
-        golden=job.options.golden,
+        golden=golden_kind,
         machine={**machine(), "fingerprint": fingerprint()},
         versions=shop.versions,
     )

@@ -117,6 +117,7 @@ def _run(
     recorded = _recorded(options.decisions)
     passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
+    _unread(options, passes)
     exact, lossy = _split(passes)
     tell("exact passes", 0, 1)
     baseline, _ = PassManager(exact).run(teacher.program, Context(teacher.program, job.device, job.target))
@@ -234,6 +235,16 @@ def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
     if own is None or not globs:
         return one
     return replace(one, keep_float=tuple(dict.fromkeys((*own, *globs))))  # type: ignore[call-arg]
+
+
+def _unread(options: BuildOptions, passes: tuple[Pass, ...]) -> None:
+    """Refuse options that nothing of this build would read, rather than ignore them."""
+    if options.keep_float and not any(hasattr(p, "keep_float") for p in passes):
+        raise SpecError(f"--keep-float {options.keep_float[0]}: no pass of this build quantizes: drop it")
+    if options.labels and options.eval is None:
+        raise SpecError(f"--labels {options.labels}: labels belong to --eval, which is not given")
+    if options.train and not any(getattr(p, "needs_train", False) for p in passes):
+        raise SpecError(f"--train {options.train}: no pass of this build trains: drop it")
 
 
 def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:

@@ -1,10 +1,9 @@
 """Time several callables side by side, so that whatever disturbs one disturbs all.
 
-Times taken one after the other, or on another day, differ by more than what is to be found: of 60 pairs of a
-model with itself, timed one after the other, a rank test called 45 % different. Here the callables take turns
-within each round, every second round is in reversed order (ABBA: a linear drift cancels), and rounds are
-compared in pairs. What stays is where buffers happen to lie: the same work on two copies of an unaligned
-array can differ by several percent for the life of a process, so bind aligned buffers of the runtime.
+Times taken one after the other, or on another day, differ by more than what is to be found. Here the callables take
+turns within each round, every second round is in reversed order (ABBA: a linear drift cancels), and rounds are
+compared in pairs. What stays is where buffers happen to lie, for the life of a process: bind aligned buffers of the
+runtime.
 """
 
 from __future__ import annotations
