@@ -116,16 +116,33 @@ class PassManager:
     apply: Callable[[Pass, Program, Context], Program] = lambda one, program, ctx: one.run(program, ctx)
     """How one pass is run; a build puts its cache here."""
 
-    def run(self, program: Program, context: Context, pricer: Pricer | None = None) -> tuple[Program, list[Step]]:
-        """The last program and how each step went; the caller's program is never changed."""
-        steps: list[Step] = []
-        index = 0
+    def run(
+        self,
+        program: Program,
+        context: Context,
+        pricer: Pricer | None = None,
+        begun: tuple[Program, Step] | None = None,
+    ) -> tuple[Program, list[Step]]:
+        """The last program and how each step went; the caller's program is never changed.
+
+        `begun` is what `begin` has made of the same program: it is priced, not run again.
+        """
+        result, first = begun or self.begin(program, context)
+        program, first = _priced(program, result, first, pricer)
+        steps = [first] if first.passes else []
+        index = len(first.passes)
         while index < len(self.passes):
             group = self._group(index)
-            program, step = self._step(index, group, program, context, pricer)
+            result, step = self._step(index, group, program, context)
+            program, step = _priced(program, result, step, pricer)
             steps.append(step)
             index += len(group)
         return program, steps
+
+    def begin(self, program: Program, context: Context) -> tuple[Program, Step]:
+        """The leading exact passes alone, without a price; nothing happens where the first one is lossy."""
+        leading = self._group(0) if self.passes and self.passes[0].exact else ()
+        return self._step(0, leading, program, context)
 
     def _group(self, index: int) -> tuple[Pass, ...]:
         """The run of exact passes that begins here, or the one lossy pass."""
@@ -134,9 +151,7 @@ class PassManager:
             end += 1
         return self.passes[index : max(end, index + 1)]
 
-    def _step(
-        self, index: int, group: tuple[Pass, ...], program: Program, context: Context, pricer: Pricer | None
-    ) -> tuple[Program, Step]:
+    def _step(self, index: int, group: tuple[Pass, ...], program: Program, context: Context) -> tuple[Program, Step]:
         started = time.monotonic()
         ctx = replace(context, stats={}, notes=[])
         result, changed = program, False
@@ -145,18 +160,11 @@ class PassManager:
             changed = changed or one_changed
             for observer in self.observers:
                 observer(index + offset + 1, one, result)
-        lossy = not all(p.exact for p in group)
-        before = after = None
-        keep, reason = True, "" if changed else "nothing to do"
-        if changed and pricer is not None:
-            before, after, pays, why = pricer.price(program, result, lossy)
-            keep = pays or not lossy or group[0].keep == "always"
-            reason = f"kept although {why}" if keep and not pays else why
         step = Step(
-            group, changed, keep, reason, time.monotonic() - started, len(result.graph.graph.nodes), before, after,
-            dict(ctx.stats), tuple(ctx.notes),
+            group, changed, True, "" if changed else "nothing to do", time.monotonic() - started,
+            len(result.graph.graph.nodes), None, None, dict(ctx.stats), tuple(ctx.notes),
         )  # fmt: skip
-        return (result if keep else program), step
+        return result, step
 
     def _apply(self, index: int, one: Pass, program: Program, ctx: Context) -> tuple[Program, bool]:
         """One pass on a copy, retraced when it changed anything, with the interface held to what it was."""
@@ -181,6 +189,21 @@ class PassManager:
     def _place(self, index: int) -> str:
         rest = show(self.passes[index:])
         return f"pass {index + 1} of {len(self.passes)}; --pipeline '{rest}' runs from there"
+
+
+def _priced(program: Program, result: Program, step: Step, pricer: Pricer | None) -> tuple[Program, Step]:
+    """A step with its prices; `program` again where it is lossy and does not pay."""
+    if pricer is None or not step.changed:
+        return result, step
+    started = time.monotonic()
+    lossy = not all(p.exact for p in step.passes)
+    before, after, pays, why = pricer.price(program, result, lossy)
+    keep = pays or not lossy or step.passes[0].keep == "always"
+    reason = f"kept although {why}" if keep and not pays else why
+    seconds = step.seconds + time.monotonic() - started
+    return result if keep else program, replace(
+        step, kept=keep, reason=reason, seconds=seconds, before=before, after=after
+    )
 
 
 def _state(program: Program) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:

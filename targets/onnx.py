@@ -20,11 +20,14 @@ from edgecompile.target import Artifact, QuantRule, Run, Target
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    from torch import Tensor
+    from torch import Tensor, fx
     from torch._ops import OpOverload
+    from torch.export import ExportedProgram
 
 aten = torch.ops.aten
 _EXTERNAL_BYTES = 1_900_000_000  # protobuf ends at 2 GB
+_DECOMPOSED = {aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.batch_norm.default}
+"""What the exporter decomposes into operators that all have an ONNX form, whatever the arguments."""
 _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
 
 
@@ -48,15 +51,12 @@ class Onnx(Target):
 
         with quiet():
             registry = _registration.ONNXRegistry.from_torchlib(opset_version=self.opset)
+            if all(map(registry.is_registered, _called(program.graph) - _DECOMPOSED)):
+                return []  # decomposing the whole program takes seconds
             prepared = _core._prepare_exported_program_for_export(program.exported(), registry=registry)
-        reasons = []
+        called, reasons = _called(prepared), []
         for node in prepared.graph.nodes:
-            target = node.target
-            if (
-                isinstance(target, torch._ops.OpOverload)
-                and target._schema.returns
-                and not registry.is_registered(target)
-            ):
+            if node.target in called and not registry.is_registered(node.target):
                 origin = node.meta.get("custom", {}).get("origin", node.name)
                 reasons.append(f"{layer(node)}: {op_name(node)} ({origin}) has no ONNX form")
         return list(dict.fromkeys(reasons))
@@ -161,6 +161,12 @@ class Session:
             session.run_with_iobinding(binding)
 
         return call
+
+
+def _called(graph: ExportedProgram | fx.GraphModule) -> set[OpOverload]:
+    """The operators that compute something."""
+    targets = {node.target for node in graph.graph.nodes}
+    return {t for t in targets if isinstance(t, torch._ops.OpOverload) and t._schema.returns}
 
 
 @contextmanager

@@ -118,11 +118,10 @@ def _run(
     passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
     _unread(options, passes)
-    exact, lossy = _split(passes)
     tell("exact passes", 0, 1)
-    baseline, _ = PassManager(exact).run(teacher.program, Context(teacher.program, job.device, job.target))
-    reasons = job.target.refuse(baseline)
-    if reasons:
+    exact = PassManager(passes, observers).begin(teacher.program, Context(teacher.program, job.device, job.target))
+    baseline, _ = exact
+    if reasons := job.target.refuse(baseline):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:
         return planned(teacher, job, show(passes), why)
@@ -156,10 +155,9 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
     )
-    manager = PassManager((*exact, *lossy), observers, _remembered(cache, versions, shop, teacher.digest))
-    program, steps = manager.run(teacher.program, context, shop)
-    reasons = job.target.refuse(program)
-    if reasons:
+    manager = PassManager(passes, observers, _remembered(cache, versions, shop, teacher.digest))
+    program, steps = manager.run(teacher.program, context, shop, exact)
+    if program is not baseline and (reasons := job.target.refuse(program)):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     return finish(job, teacher, shop, baseline, program, steps, text, chosen, why, evaluate)
 
@@ -247,12 +245,6 @@ def _unread(options: BuildOptions, passes: tuple[Pass, ...]) -> None:
         raise SpecError(f"--train {options.train}: no pass of this build trains: drop it")
 
 
-def _split(passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """The leading exact passes, which make the baseline, and the rest."""
-    end = next((i for i, p in enumerate(passes) if not p.exact), len(passes))
-    return passes[:end], passes[end:]
-
-
 def _remembered(
     cache: Cache, versions: Mapping[str, str], shop: Workshop, teacher_digest: str
 ) -> Callable[[Pass, Program, Context], Program]:
@@ -283,17 +275,19 @@ def _remembered(
             flags,
         )
 
+        made: list[Program] = []
+
         def fill(folder: Path) -> None:
             shop.tell(f"running {one.name}", 0, 1)
-            result = one.run(program.clone(), ctx).retraced()
-            program_file.save(result, folder)
+            made.append(one.run(program.clone(), ctx).retraced())
+            program_file.save(made[0], folder)
             (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
 
         folder = cache.get(name) or cache.put(name, fill)
         said = json.loads((folder / "said.json").read_text())
         ctx.stats.update(said["stats"])
         ctx.notes[:] = said["notes"]
-        return program_file.load(folder)
+        return made[0] if made else program_file.load(folder)
 
     return apply
 
