@@ -58,11 +58,11 @@ def calibrated(
     for reader, place in placement.weights.items():
         _lay_weight(quantized, program, reader, place, limit, reader.name in per_tensor)
     if recipe.bias_correction:
-        correct_bias(program, quantized, placement, _first(batches, _CORRECTED_ON))
+        correct_bias(program, quantized, placement, leading(batches, _CORRECTED_ON))
     return quantized
 
 
-def _first(batches: Sequence[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
+def leading(batches: Sequence[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:
     """The leading batches that hold `samples` samples."""
     chosen: list[tuple[Tensor, ...]] = []
     for batch in batches:

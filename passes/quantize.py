@@ -12,9 +12,10 @@ from torch._ops import OpOverload
 
 from edgecompile.errors import PassError, near
 from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes._calibrate import Recipe, calibrated
+from edgecompile.passes._calibrate import Recipe, calibrated, leading
 from edgecompile.passes._placement import Placement, matcher, place
 from edgecompile.passes._sensitivity import noise_ranking
+from edgecompile.passes._smooth import smooth
 from edgecompile.passes.fold_bn import FoldBn, scale_and_shift
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, aten, layer, nodes
@@ -32,11 +33,12 @@ class Quantize(Pass):
     `%v = dequantize_per_channel(w: int8[16, 3, 3, 3], ...)`, `%y = conv2d(%d, %v)`.
 
     `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators), `mse` and `entropy`
-    (one histogram). `activations` and `reduce_range` are `auto`: what this CPU multiplies without saturating. Layers
-    that match a glob in `keep_float` stay float; `layers` overrides single ones, `(("stem.*", "float"),
-    ("head.*", "per_tensor"))`: per_tensor is one weight scale for the layer, and the first glob that matches decides.
-    Globs are matched against module paths, node names and origins. When a drop budget is set, the layers with the
-    lowest signal-to-noise ratio become float until it holds, found by galloping and bisection.
+    (one histogram). `smooth` shifts outlier channels of what linear layers read into their weights, where their
+    output gains by it (SmoothQuant). `activations` and `reduce_range` are `auto`: what this CPU multiplies without
+    saturating. Layers that match a glob in `keep_float` stay float; `layers` overrides single ones,
+    `(("stem.*", "float"), ("head.*", "per_tensor"))`: per_tensor is one weight scale for the layer, and the first glob
+    that matches decides. Globs are matched against module paths, node names and origins. When a drop budget is set,
+    the layers with the lowest signal-to-noise ratio become float until it holds, found by galloping and bisection.
 
     Refuses: a target without integer kernels, no calibration data, a program without a layer that can be quantized, a
     glob that matches nothing.
@@ -50,6 +52,7 @@ class Quantize(Pass):
     calibration: Literal["min_max", "percentile", "mse", "entropy"] = "min_max"
     reduce_range: Literal["auto", "yes", "no"] = "auto"
     bias_correction: bool = True
+    smooth: bool = True
     samples: int = 300
     keep_float: tuple[str, ...] = ()
     layers: tuple[tuple[str, Literal["float", "per_tensor"]], ...] = ()
@@ -72,6 +75,8 @@ class Quantize(Pass):
             )
         batches = [b.inputs for b in ctx.calib.take(self.samples)]
         ctx.stats["calibration_samples"] = sum(int(b[0].shape[0]) for b in batches if b)
+        if self.smooth:
+            ctx.stats["smoothed"] = smooth(program, first, leading(batches, 64))
 
         def attempt(floats: frozenset[str]) -> tuple[Program, Placement]:
             placement = place(program, table, lambda node: keep(node) or node.name in floats)

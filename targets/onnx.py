@@ -67,14 +67,8 @@ class Onnx(Target):
 
         from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads
 
-        with quiet():
-            exported = torch.onnx.export(
-                program.exported(), (), dynamo=True, verbose=False, optimize=True, opset_version=self.opset,
-                input_names=list(program.input_names),
-            )  # fmt: skip
-        assert exported is not None
-        model = exported.model_proto
-        notes: list[str] = []
+        model = self._exported(program)
+        notes = _onnx_attention.blind_rows(program)
         _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
@@ -94,6 +88,22 @@ class Onnx(Target):
             onnx.checker.check_model(model, full_check=True)
             path.write_bytes(model.SerializeToString(deterministic=True))
         return Artifact("onnx", folder, "model.onnx", tuple(notes))
+
+    def _exported(self, program: Program) -> onnx.ModelProto:
+        try:
+            with quiet():
+                exported = torch.onnx.export(
+                    program.exported(), (), dynamo=True, verbose=False, optimize=True, opset_version=self.opset,
+                    input_names=list(program.input_names),
+                )  # fmt: skip
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
+            raise TargetError(f"onnx: torch {torch.__version__}'s exporter failed: {lines[0][:300]}") from error
+        assert exported is not None
+        return exported.model_proto
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run:
         """The file in ONNX Runtime with so many threads, inputs and outputs bound once a shape."""

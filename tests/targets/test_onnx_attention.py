@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgecompile.pass_manager import Context, PassManager, parse
+from edgecompile.passes import PASSES
 from edgecompile.program import Program
 from edgecompile.targets.onnx import Onnx
 
@@ -39,5 +41,17 @@ def test_masked_attention_equals_eager(seen: int, tmp_path: Path) -> None:
     artifact = target.emit(program.specialised(1), tmp_path, {})
     (found,) = target.load(artifact)((x, mask))
     assert torch.allclose(found, program(x, mask)[0], atol=1e-5)
+    assert "attention mask hides everything" in artifact.notes[0]
     kinds = {n.op_type for n in onnx.load(artifact.path).graph.node}
     assert "Sum" in kinds
+
+
+def test_a_constant_mask_that_leaves_every_row_something_needs_no_note(tmp_path: Path) -> None:
+    class Causal(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen = torch.ones(6, 6, dtype=torch.bool).tril()
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=seen)
+
+    program = Program.capture(Causal().eval(), (torch.randn(2, 6, 8),))
+    program, _ = PassManager(parse("fold_constants", PASSES)).run(program, Context(program))
+    assert Onnx().emit(program.specialised(1), tmp_path, {}).notes == ()
