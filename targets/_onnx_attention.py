@@ -6,7 +6,7 @@ import onnx
 import torch
 
 from edgecompile.program import Program
-from edgecompile.rewrite import argument, aten, nodes, weight
+from edgecompile.rewrite import argument, aten, call, nodes, replace, shape, weight
 from edgecompile.targets._onnx_graph import Graph
 
 
@@ -24,6 +24,24 @@ def sum_before_norm(model: onnx.ModelProto) -> int:
             source.op_type = "Sum"
             count += 1
     return count
+
+
+def four_axes(program: Program) -> Program:
+    """Attention over three axes (one head) with the fourth that the exporter insists on; a copy where there is any."""
+    attention = aten.scaled_dot_product_attention.default
+    if all(len(shape(n) or ()) == 4 for n in nodes(program, attention)):
+        return program
+    own = program.clone()
+    for node in nodes(own, attention):
+        if len(shape(node) or ()) != 3:
+            continue
+        args = list(node.args)
+        for index, value in enumerate(args[:4]):
+            if isinstance(value, torch.fx.Node) and len(shape(value) or ()) == 3:
+                args[index] = call(own, aten.unsqueeze.default, (value, 1), node)
+        wide = call(own, attention, tuple(args), node, dict(node.kwargs))
+        replace(own, node, call(own, aten.squeeze.dim, (wide, 1), node))
+    return own.retraced()
 
 
 def blind_rows(program: Program) -> list[str]:

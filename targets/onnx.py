@@ -90,12 +90,19 @@ class Onnx(Target):
         return Artifact("onnx", folder, "model.onnx", tuple(notes))
 
     def _exported(self, program: Program) -> onnx.ModelProto:
+        from edgecompile.targets._onnx_attention import four_axes
+
         try:
             with quiet():
                 exported = torch.onnx.export(
-                    program.exported(), (), dynamo=True, verbose=False, optimize=True, opset_version=self.opset,
+                    four_axes(program).exported(),
+                    (),
+                    dynamo=True,
+                    verbose=False,
+                    optimize=True,
+                    opset_version=self.opset,
                     input_names=list(program.input_names),
-                )  # fmt: skip
+                )
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

@@ -64,6 +64,7 @@ ZOO: dict[str, Callable[[], Program]] = {
     "lstm": lambda: captured(lambda m, x: m.r(x)[0], *TOKENS, r=nn.LSTM(8, 5, batch_first=True)),
     "gru": lambda: captured(lambda m, x: m.r(x)[0], *TOKENS, r=nn.GRU(8, 5, batch_first=True)),
     "attention": lambda: captured(attention, *TOKENS, qkv=nn.Linear(8, 24)),
+    "one_head": lambda: captured(lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True), *TOKENS),
     "layer_norm": lambda: captured(lambda m, x: F.gelu(m.n(x)), *TOKENS, n=nn.LayerNorm(8)),
     "group_norm": lambda: captured(lambda m, x: F.silu(m.n(x)), *IMAGE, n=nn.GroupNorm(2, 4)),
     "embedding": lambda: captured(lambda m, x: m.e((x > 0).long()), *TOKENS, e=nn.Embedding(3, 4)),
