@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -129,7 +129,8 @@ def _apply(program: Program, source: fx.Node, readers: Sequence[fx.Node], factor
     ):  # fmt: skip
         return
     first = min(readers, key=list(program.graph.graph.nodes).index)
-    inverse = add_weight(program, f"{layer(source)}.smooth", 1 / factors, first)
+    read = str(cast(fx.Node, first.args[1]).target)
+    inverse = add_weight(program, f"{layer(source)}.smooth", 1 / factors, first, program.origin.get(read, read))
     product = call(program, aten.mul.Tensor, (source, inverse), first)
     for reader in readers:
         reader.replace_input_with(source, product)

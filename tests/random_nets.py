@@ -188,7 +188,8 @@ class Layout(nn.Module):
             case 1:
                 return self.linear(x.flatten(2).transpose(1, 2)).transpose(2, 1).reshape(b, c, h, w)
             case 2:
-                return F.gelu(x.view(b, c, -1)).view(b, 2, -1, h, w).reshape(b, c, h * w).unsqueeze(1).view(b, c, h, w)
+                y = F.gelu(x.reshape(b, c, -1)).view(b, 2, -1, h, w).reshape(b, c, h * w)
+                return y.unsqueeze(1).view(b, c, h, w)
             case 3:
                 return self.linear(self.norm(x.permute(0, 2, 3, 1))).movedim(-1, 1)
             case 4:
