@@ -21,7 +21,8 @@ from edgecompile.silence import silenced
 Calibration = Literal["min_max", "percentile", "mse", "entropy"]
 Q = torch.ops.quantized_decomposed
 _WHOLE, _REDUCED = 127, 63
-_CORRECTED_ON = 64
+_CORRECTED_ON = 32
+_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ def calibrated(
     if recipe.bias_correction:
         correct_bias(program, quantized, placement, leading(batches, _CORRECTED_ON))
     return quantized
+
+
+def small(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The same samples in batches of at most 4: memory grows with the batch, time does not shrink with it."""
+    return [
+        tuple(t[at : at + _BATCH] for t in batch)
+        for batch in batches
+        for at in range(0, int(batch[0].shape[0]) if batch and batch[0].dim() else 1, _BATCH)
+    ]
 
 
 def leading(batches: Sequence[tuple[Tensor, ...]], samples: int) -> list[tuple[Tensor, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -89,7 +89,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _power(value: Tensor) -> float:
-    return float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
+    return float(torch.linalg.vector_norm(value)) ** 2
 
 
 class _Twin(fx.Interpreter):
@@ -110,7 +110,7 @@ class _Twin(fx.Interpreter):
             error = twin.target(*args, **kwargs) - result  # type: ignore[operator]
             axis = result.dim() - 1 if n.target is aten.linear.default else 1
             others = [d for d in range(result.dim()) if d != axis]
-            shift = error.sum(others, dtype=torch.float64)
+            shift = error.sum(others).double()
             sums = [_power(result), _power(error)]
             had = self.found.get(n.name, Noise(0.0, 0.0, torch.zeros_like(shift), 0))
             count = result.numel() // max(result.shape[axis], 1)
@@ -134,6 +134,9 @@ class _Twin(fx.Interpreter):
             if self.inputs_only:
                 return base
             base = attribute(self.quantized.graph, str(node.target))
+        if len(chain) == 2 and all("per_tensor" in str(step.target) for step in chain):
+            scale, zero, low, high = cast("tuple[float, int, int, int]", chain[1].args[1:5])
+            return torch.fake_quantize_per_tensor_affine(base, scale, zero, low, high)  # both steps in one
         for step in reversed(chain):
             graph = self.quantized.graph
             rest = [attribute(graph, str(a.target)) if isinstance(a, fx.Node) else a for a in step.args[1:]]

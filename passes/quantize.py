@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from edgecompile.errors import PassError, near
 from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes._calibrate import Recipe, calibrated, leading
+from edgecompile.passes._calibrate import Recipe, calibrated, leading, small
 from edgecompile.passes._placement import Placement, matcher, place
 from edgecompile.passes._sensitivity import noise_ranking
 from edgecompile.passes._smooth import smooth
@@ -74,6 +74,7 @@ class Quantize(Pass):
                 "quantize: no layer of this program has an integer kernel on the target; leave the pass out"
             )
         batches = [b.inputs for b in ctx.calib.take(self.samples)]
+        batches = small(batches) if program.batch is None else batches
         ctx.stats["calibration_samples"] = sum(int(b[0].shape[0]) for b in batches if b)
         if self.smooth:
             ctx.stats["smoothed"] = smooth(program, first, leading(batches, 64))
