@@ -107,7 +107,9 @@ def _by_nncf(
 
     from edgecompile.passes._torchao import MinMaxObserver
 
-    estimator = RangeEstimatorParametersSet.MEAN_QUANTILE if recipe.calibration == "percentile" else None
+    # named, because NNCF's own choice is the mean of the batches' extremes: it would depend on the size of a batch
+    ranges = RangeEstimatorParametersSet
+    estimator = ranges.MEAN_QUANTILE if recipe.calibration == "percentile" else ranges.MINMAX
     quantizer = TableQuantizer(placement, *_specs(recipe, MinMaxObserver))
     data = nncf.Dataset([b[0] if len(b) == 1 else b for b in batches])
     graph = quantize_pt2e(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_dump_writes_one_numbered_text_a_pass(folder: Path) -> None:
     assert before.startswith("program(image: float32[batch, 3, 8, 8])")
     assert "batch_norm" in before
     assert "batch_norm" not in after
-    assert "edgecompile:  7 fold_bn: " in ended.err
+    assert re.search(r"edgecompile: +\d+ fold_bn: ", ended.err)
 
 
 def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
