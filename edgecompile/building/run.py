@@ -20,6 +20,7 @@ from edgecompile.errors import (
     InputError,
     OutputError,
     SpecError,
+    TargetError,
     Unsupported,
 )
 from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, parse_one, show
@@ -87,11 +88,17 @@ def build(
 def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> Job:
     """Read everything that can be wrong without looking at the model."""
     from edgecompile.passes import PASSES
-    from edgecompile.targets import DEPLOYMENTS, TARGETS
+    from edgecompile.targets import DEPLOYMENTS, PLANNED, TARGETS
 
     budgets = options.budgets()
     pairs = deployment(options.target, options.device, DEPLOYMENTS)
     call, device_name = pairs[0]
+    if own is None and call.name in PLANNED:
+        raise TargetError(
+            f"--target {options.target}: this version has no {call.name} artifact yet; "
+            f"--target onnx@{device_name} builds ONNX with latencies predicted for that device",
+            rule="toolchain",
+        )
     target: Target = own or parse_one(call, TARGETS, "--target")
     device = DeviceProfile.load(device_name)
     if options.pipeline is not None:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from edgecompile import __version__, errors
-from edgecompile.cli import build, inspect, looks
+from edgecompile.cli import bench, build, estimate, inspect, looks
 from edgecompile.cli.progress import deafen, printing, warn
 
 app = typer.Typer(
@@ -25,10 +25,12 @@ app = typer.Typer(
 )
 app.command("build")(build.command())
 app.command("inspect")(inspect.inspect)
+app.command("estimate")(estimate.estimate)
 app.command("explain")(looks.explain)
 app.command("list")(looks.list_)
 app.command("doctor")(looks.doctor)
 app.command("compare")(looks.compare)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(asked: bool) -> None:

@@ -104,4 +104,5 @@ def table(rows: list[tuple[Any, ...]], heads: tuple[str, ...]) -> None:
         shown.add_column(head)
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(shown)
+    # a file takes lines of any length; a terminal wraps them
+    Console(width=None if sys.stdout.isatty() else 1000).print(shown)

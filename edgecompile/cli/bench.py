@@ -1,0 +1,92 @@
+"""`edgecompile bench`: fit the latency predictor, validate it, and show how it learns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgecompile import errors
+
+app = typer.Typer(help="Fit and validate the latency predictor on published measurements.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Write = Annotated[bool, typer.Option("--write", help="Replace the shipped table (in a checkout).")]
+Device = Annotated[str | None, typer.Option("--device", help="A fit or a device; all of them by default.")]
+
+
+def _chosen(device: str | None) -> list[str]:
+    from edgecompile.cost.fit import fit_names
+    from edgecompile.device import DeviceProfile
+
+    names = fit_names()
+    if device is None:
+        return names
+    name = device if device in names else DeviceProfile.load(device).fit
+    if name not in names:
+        raise errors.SpecError(f"--device {device}: no published latency to fit; fits are {', '.join(names)}")
+    return [name]
+
+
+@app.command("fit")
+def fit(device: Device = None, write: Write = False, json_: Json = False) -> int:
+    """Fit the parameters of each device's law to the calibration rows, as the shipped `fits.toml` was made."""
+    from edgecompile.cost.fit import PARENTS, calibration, fit_names
+    from edgecompile.cost.fit import fit as solve
+    from edgecompile.cost.predict import fits
+    from edgecompile.cost.tables import fits_text, folder
+
+    chosen = _chosen(device)
+    found: dict[str, Any] = {}
+    for name in fit_names():
+        if name in chosen or name in {PARENTS.get(c) for c in chosen}:
+            found[name] = solve(calibration(fit=name), found.get(PARENTS.get(name, "")))
+    found = {name: found[name] for name in chosen}
+    if write:
+        from edgecompile.store import write_atomic
+
+        whole = {**(fits() if device else {}), **found}
+        write_atomic(folder() / "fits.toml", fits_text(whole).encode())
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if json_ else fits_text(found))
+    return errors.OK
+
+
+@app.command("validate")
+def validate(device: Device = None, write: Write = False, json_: Json = False) -> int:
+    """Print how far predictions are from measured latencies when each row's group was left out of the fit."""
+    from edgecompile.cli.progress import table
+    from edgecompile.cost import tables
+    from edgecompile.cost.fit import calibration
+    from edgecompile.cost.validate import as_rows, pooled_coverage
+    from edgecompile.cost.validate import validate as lines_of
+
+    lines = lines_of(_chosen(device))
+    if write and device is None:
+        from edgecompile.store import write_atomic
+
+        devices = sorted({r.device for r in calibration()})
+        write_atomic(tables.folder() / "validation.json", tables.validation_text(lines, devices).encode())
+    if json_:
+        sys.stdout.write(json.dumps(as_rows(lines), indent=2) + "\n")
+        return errors.OK
+    table([tables.cells(line) for line in lines], tables.HEADER)
+    sys.stdout.write(f"intervals of 90 % hold {100 * pooled_coverage(lines):.1f} % of all rows\n")
+    return errors.OK
+
+
+@app.command("learn")
+def learn(json_: Json = False) -> int:
+    """Show how few measured networks pull a new device in: each fitted device in turn is treated as one."""
+    from edgecompile.cli.progress import table
+    from edgecompile.cost.learn import COUNTS, curve
+
+    rows = curve()
+    if json_:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return errors.OK
+    cells = [
+        (name, *(f"{100 * row[str(k)]:.0f} %" if str(k) in row else "" for k in COUNTS)) for name, row in rows.items()
+    ]
+    table(cells, ("new device", *(f"{k} measured" for k in COUNTS)))
+    return errors.OK

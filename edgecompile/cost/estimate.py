@@ -1,0 +1,285 @@
+"""estimate(): what a program would take on a device, operator by operator, with intervals and where they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecompile.cost import measured, validation
+from edgecompile.cost.columns import ACTIVATION_BYTES, WEIGHT_BYTES, Columns, Floats, columns
+from edgecompile.cost.fuse import workload
+from edgecompile.cost.laws import PARAMETERS, Seconds, Sheet
+from edgecompile.cost.predict import SHARED, seconds, sheet
+from edgecompile.cost.work import Work, Workload
+from edgecompile.device import DeviceProfile
+from edgecompile.errors import SpecError, Unsupported, near
+from edgecompile.program import Program
+
+Bound = Literal["compute", "memory", "launch"]
+
+_UNKNOWN_SPREAD = 2.0
+"""Factor up and down where nothing backs a prediction, at least."""
+_ROW_POWER = 1.5
+"""An operator alone is further off than the sum of many: its interval reaches this power of the network's factor."""
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One fused operator. Times in microseconds; `share` of the unit's peak rate that its arithmetic achieves."""
+
+    name: str
+    layer: str
+    op: str
+    dtype: str
+    us: float
+    low_us: float
+    high_us: float
+    bound: Bound
+    unit: str
+    macs: int
+    bytes: int
+    share: float
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A latency in milliseconds with its 90 % interval; `kind` says how it came about."""
+
+    value: float
+    low: float
+    high: float
+    kind: Literal["measured", "predicted", "unvalidated"]
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A node that the device's main unit cannot run, and the unit that takes it."""
+
+    node: str
+    layer: str
+    op: str
+    unit: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a program takes on a device. The rows, the last of which is the network's start, add up to the latency.
+
+    `validated` is True, or the reason why no measured latency backs the figure; `memory_mb` is the peak of weights and
+    activations together.
+    """
+
+    device: str
+    dtype: str
+    batch: int
+    latency_ms: Latency
+    validated: bool | str
+    rows: tuple[OperatorRow, ...]
+    memory_mb: float
+    evidence: str
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def estimate(
+    program: Program | Workload,
+    device: DeviceProfile | str,
+    dtype: str | None = None,
+    batch: int = 1,
+    sparse: bool = False,
+    fallback: bool = True,
+    unit: str = "",
+) -> Estimate:
+    """Predict the latency of a program at a batch on a device.
+
+    `dtype` prices it as if wholly compiled so (`float`: the widest that the device's toolchain chooses); by default
+    operators that read integers run in int8 and all others in the device's usual float. `sparse`: as if all weights
+    were 2:4. `unit`: run on that unit of the device, and on its main one what that unit cannot. Raises `SpecError`
+    where the device has no such rate or no predictor, `Unsupported` (exit 5) without `fallback` where the unit cannot
+    run an operator.
+    """
+    of = _on(DeviceProfile.load(device) if isinstance(device, str) else device, unit)
+    load = program if isinstance(program, Workload) else workload(program)
+    dynamic = load.batch == 1
+    works = tuple(w.at(batch) for w in load.works) if dynamic else load.works
+    chosen, uniform, on = _dtype(of, dtype), dtype is not None, sheet(of)
+    if sparse and not on.rate(chosen, sparse=True):
+        raise SpecError(f"{of.name} has no 2:4 rate in {chosen}: it has {', '.join(on.sparse_rates) or 'none'}")
+    ledger, moved = _fallbacks(works, of)
+    if ledger and not fallback:
+        raise Unsupported(f"{of.name}, {of.unit}", [f"{f.op} ({f.node}, {f.layer}): {f.reason}" for f in ledger])
+    found = seconds(works, of, chosen, measured.parameters(of), uniform, sparse, on)
+    c = columns(works, chosen, uniform)
+    total = np.where(moved, _elsewhere(works, of, chosen, uniform), found.total) if ledger else found.total
+    leading = "int8" if not uniform and "int8" in c.dtype else chosen
+    judged = _judged(of, works, leading, found.floor + float(total.sum()), len(ledger), sparse)
+    scale = judged.latency.value / (1e3 * (found.floor + float(total.sum())))
+    floor = 1e6 * found.floor * scale
+    spread = judged.spread
+    start = OperatorRow(
+        "start", "", "start", chosen, floor, floor / spread, floor * spread, "launch", of.unit, 0, 0, 0.0
+    )  # fmt: skip
+    rows = _rows(works, of, found, total * scale, c, on, spread**_ROW_POWER, moved)
+    unknown = sorted(set(load.unknown.values()))
+    looked_up = max(0, load.constants - sum(w.weights for w in works)) * WEIGHT_BYTES[chosen]
+    size = (
+        float(c.weight_bytes.sum())
+        + looked_up
+        + load.peak_elements * (batch if dynamic else 1) * ACTIVATION_BYTES[chosen]
+    )
+    return Estimate(
+        f"{of.name}:{of.mode}" if of.mode else of.name,
+        leading if leading == chosen else f"{leading}+{chosen}",
+        batch if dynamic else load.batch,
+        judged.latency,
+        judged.validated,
+        (*rows, start),
+        size / 1e6,
+        judged.evidence,
+        ledger,
+        (f"priced by their bytes alone, for want of a rule: {', '.join(unknown)}",) if unknown else (),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    latency: Latency
+    validated: bool | str
+    evidence: str
+    spread: float
+
+
+def _judged(
+    of: DeviceProfile, works: Sequence[Work], dtype: str, seconds_: float, fallbacks: int, sparse: bool
+) -> _Judged:
+    """The latency with its interval: measured where exactly this was, else predicted where validation backs it."""
+    if (exact := measured.network(of, works, dtype)) is not None and not sparse:
+        latency = Latency(exact.latency_ms, exact.low_ms, exact.high_ms, "measured")
+        return _Judged(latency, True, f"this network was measured on {exact.date}", exact.high_ms / exact.latency_ms)
+    validated, evidence, spread = validation.evidence(of, dtype)
+    if fallbacks:
+        validated = f"{fallbacks} operators fall back to the {_last(of)}, whose time nobody has measured"
+    elif sparse and validated is True:
+        validated = "2:4 sparsity is no part of the validation"
+    if validated is not True:
+        spread = max(_UNKNOWN_SPREAD, spread**2)
+    value = seconds_ * 1e3
+    kind: Literal["predicted", "unvalidated"] = "predicted" if validated is True else "unvalidated"
+    return _Judged(Latency(value, value / spread, value * spread, kind), validated, evidence, spread)
+
+
+def _on(of: DeviceProfile, unit: str) -> DeviceProfile:
+    """The device with another of its units as the main one; what that cannot run goes to the former."""
+    if of.law == "none":
+        raise SpecError(f"{of.name}: no predictor: measure it with edgecompile profile --device {of.name}")
+    if unit in ("", of.unit):
+        return of
+    if unit not in of.units:
+        raise SpecError(f"{of.name} has no unit {unit!r}{near(unit, of.units)}")
+    main = replace(of.units[of.unit], law=of.law)
+    chosen = of.units[unit]
+    return replace(of, units={unit: chosen, of.unit: main}, law=chosen.law, fit=f"{of.fit} {unit}", mode="")
+
+
+def _elsewhere(works: Sequence[Work], of: DeviceProfile, dtype: str, uniform: bool) -> Floats:
+    """Seconds of every operator on the unit that takes what the main one cannot."""
+    unit = of.units[_last(of)]
+    there = replace(of, units={_last(of): unit}, law=unit.law, fit=of.fit.partition(" ")[0], mode="")
+    return seconds(works, there, dtype, None if unit.law == "gpu" else {SHARED: PARAMETERS[unit.law]}, uniform).total
+
+
+def _rows(
+    works: Sequence[Work],
+    of: DeviceProfile,
+    found: Seconds,
+    total: Floats,
+    c: Columns,
+    on: Sheet,
+    spread: float,
+    moved: NDArray[np.bool_],
+) -> list[OperatorRow]:
+    size = c.read_bytes + c.write_bytes + c.weight_bytes
+    rows = []
+    for i, work in enumerate(works):
+        us = float(total[i]) * 1e6
+        compute, memory, launch = float(found.compute[i]), float(found.memory[i]), float(found.launch[i])
+        bound: Bound = "launch" if launch > max(compute, memory) else "compute" if compute >= memory else "memory"
+        peak = on.rate(c.dtype[i]) * us * 1e-6
+        rows.append(
+            OperatorRow(
+                work.name,
+                work.layer,
+                work.kind,
+                c.dtype[i],
+                us,
+                us / spread,
+                us * spread,
+                bound,
+                _last(of) if moved[i] else of.unit,
+                work.macs,
+                int(size[i]),
+                work.macs / peak if peak else 0.0,
+                work.nodes,
+            )
+        )
+    return rows
+
+
+def _dtype(of: DeviceProfile, asked: str | None) -> str:
+    """The dtype to price in: the device's usual float one by default."""
+    rates = of.units[of.unit].rates
+    if asked is None:
+        return "fp32" if of.law == "cpu" else "fp16" if "fp16" in rates else next(iter(rates))
+    if asked == "float":
+        return next((d for d in ("tf32", "fp32") if d in rates), "fp16")
+    if asked not in ACTIVATION_BYTES:
+        raise SpecError(f"--dtype {asked}: not a dtype{near(asked, ('float', *ACTIVATION_BYTES))}")
+    return asked
+
+
+def _last(of: DeviceProfile) -> str:
+    """The unit that takes what the main one cannot."""
+    names = list(of.units)
+    return "CPU" if "CPU" in names else names[-1]
+
+
+def _fallbacks(works: Sequence[Work], of: DeviceProfile) -> tuple[tuple[Fallback, ...], NDArray[np.bool_]]:
+    cannot = of.units[of.unit].unsupported
+    moved = np.array([w.kind in cannot for w in works], dtype=bool)
+    ledger = tuple(
+        Fallback(w.nodes[0] if w.nodes else w.name, w.layer, w.kind, _last(of), f"the {of.unit} has no kernel for it")
+        for w, goes in zip(works, moved, strict=True)
+        if goes
+    )
+    return ledger, moved
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    """The estimate as `--json` prints it."""
+    latency = found.latency_ms
+    return {
+        "device": found.device,
+        "dtype": found.dtype,
+        "batch": found.batch,
+        "latency_ms": {k: _round(getattr(latency, k)) for k in ("value", "low", "high")} | {"kind": latency.kind},
+        "validated": found.validated,
+        "evidence": found.evidence,
+        "memory_mb": _round(found.memory_mb),
+        "rows": [
+            {k: _round(v) if isinstance(v, float) else v for k, v in vars(row).items()} | {"nodes": list(row.nodes)}
+            for row in found.rows
+        ],
+        "fallbacks": [vars(f) for f in found.fallbacks],
+        "notes": list(found.notes),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}") if math.isfinite(value) else value
