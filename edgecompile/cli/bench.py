@@ -31,7 +31,8 @@ def _chosen(device: str | None) -> list[str]:
 
 @app.command("fit")
 def fit(device: Device = None, write: Write = False, json_: Json = False) -> int:
-    """Fit the parameters of each device's law to the calibration rows, as the shipped `fits.toml` was made."""
+    """Fit the parameters of each device's law to the calibration rows, as the shipped `fits.json` was made."""
+    from edgecompile.cli.progress import table
     from edgecompile.cost.fit import PARENTS, calibration, fit_names
     from edgecompile.cost.fit import fit as solve
     from edgecompile.cost.predict import fits
@@ -47,8 +48,16 @@ def fit(device: Device = None, write: Write = False, json_: Json = False) -> int
         from edgecompile.store import write_atomic
 
         whole = {**(fits() if device else {}), **found}
-        write_atomic(folder() / "fits.toml", fits_text(whole).encode())
-    sys.stdout.write(json.dumps(found, indent=2) + "\n" if json_ else fits_text(found))
+        write_atomic(folder() / "fits.json", fits_text(whole).encode())
+    if json_:
+        sys.stdout.write(fits_text(found))
+        return errors.OK
+    rows = [
+        (name, dtype, ", ".join(f"{k} {v:g}" for k, v in of.items()))
+        for name, dtypes in found.items()
+        for dtype, of in dtypes.items()
+    ]
+    table(rows, ("fit", "dtype", "parameters"))
     return errors.OK
 
 

@@ -19,8 +19,9 @@ from edgecompile.device import DeviceProfile
 
 # the fit that another shrinks to: the same law on a better measured relative
 PARENTS = {"agx-orin": "a100"}
-_FREE, _TIED = 0.8, 0.3
-"""Standard deviations in log space: a device's parameters around where they start, a dtype's around the first one's."""
+_FREE, _RELATED, _TIED = 0.8, 0.4, 0.3
+"""Standard deviations in log space: a device's parameters around where its law starts, around another device's fit,
+and a dtype's around those of the dtype that it computes in."""
 _ERROR = 0.15
 
 
@@ -82,7 +83,7 @@ def fit(data: Sequence[Row], start: Fitted | None = None) -> Fitted:
     begin = dict(start or {SHARED: PARAMETERS[law]})
     first = begin.get(SHARED) or next(iter(begin.values()))
     if law != "hexagon":
-        return {SHARED: solve(points, first, _FREE)}
+        return {SHARED: solve(points, first, _RELATED if start else _FREE)}
     found: dict[str, Mapping[str, float]] = {}
     for dtype in sorted({p.dtype for p in points}, key=lambda d: (d != "fp16", d)):
         some = [p for p in points if p.dtype == dtype]

@@ -75,7 +75,7 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
         [c.is_("conv", "linear", "matmul"), c.is_("depthwise"), c.is_("attention"), c.is_("recurrent")],
         [
             product,
-            c.macs / (0.3 * sheet.vector_rate * np.where(dense > sheet.rate("tf32"), 2, 1)),
+            c.macs / (0.1 * sheet.vector_rate * np.where(dense > sheet.rate("tf32"), 2, 1)),
             c.macs / (np.minimum(dense, half) * 1.12 * 0.4),
             c.macs / (dense * 0.1),
         ],
@@ -87,7 +87,8 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
     far = traffic * (1 - near) + c.weight_bytes * (1 - resident)
     close = traffic * near + c.weight_bytes * resident
     memory = (far + close / 2.5) / (sheet.bandwidth * one["memory_share"])
-    launch = np.full(len(c.macs), one["launch_us"] * 1e-6)
+    # copies and lone products want another layout than convolutions: a reformat before and one behind
+    launch = one["launch_us"] * 1e-6 * np.where(c.is_("copy", "matmul"), 3.0, 1.0)
     # a concatenation is mostly written in place by those who make its parts
     elided = np.where(c.is_("concat"), 0.3, 1.0)
     return Seconds(compute * elided, memory * elided, launch * elided, (launch + np.maximum(compute, memory)) * elided)
@@ -105,7 +106,7 @@ def _tiled(c: Columns, rate: Floats, cores: float, share: Floats) -> Floats:
             steps = np.ceil(inner / split / 32) * 32 + start
             seconds = waves * a * b * steps * (1 + 39 * (1 / a + 1 / b)) / rate + (4e-6 if split > 1 else 0)
             best = np.minimum(best, np.where(c.k >= 64 * split, seconds, np.inf) if split > 1 else seconds)
-    return best / share
+    return np.maximum(best / share, c.macs / (rate * cores))
 
 
 def hexagon(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = False) -> Seconds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -49,8 +49,9 @@ def sheet(profile: DeviceProfile, unit: str = "") -> Sheet:
 @cache
 def fits() -> dict[str, dict[str, dict[str, float]]]:
     """The fitted parameters by name of the fit and dtype, as `edgecompile bench fit` wrote them."""
-    text = (resources.files("edgecompile.device_profiles") / "fits.toml").read_text(encoding="utf-8")
-    return {name: {d: dict(p) for d, p in of.items()} for name, of in tomllib.loads(text).items()}
+    text = (resources.files("edgecompile.device_profiles") / "fits.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(text)["fits"]
+    return found
 
 
 def fitted(profile: DeviceProfile) -> Fitted:

@@ -19,12 +19,8 @@ HEADER = (
 
 
 def fits_text(found: Mapping[str, Fitted]) -> str:
-    """`fits.toml`: the parameters of every fit."""
-    lines = ["# Written by `edgecompile bench fit --write`: parameters of the laws of edgecompile/cost/laws.py."]
-    for name, dtypes in sorted(found.items()):
-        for dtype, parameters in sorted(dtypes.items()):
-            lines += ["", f'["{name}".{dtype}]', *(f"{k} = {v!r}" for k, v in parameters.items())]
-    return "\n".join(lines) + "\n"
+    """`fits.json`: the parameters of every fit by dtype."""
+    return json.dumps({"command": "edgecompile bench fit --write", "fits": found}, indent=1, sort_keys=True) + "\n"
 
 
 def validation_text(lines: Sequence[Line], devices: Sequence[str]) -> str:
