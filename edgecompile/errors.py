@@ -96,6 +96,16 @@ class Refused(EdgeCompileError):
         return type(self), (self.rule, self.where, self.limit, self.value, self.how_to_allow)
 
 
+class DeviceLost(EdgeCompileError):
+    """A device that cannot be reached, or was lost on the way; `partial` is what was measured until then, or None."""
+
+    exit_code = DEVICE_LOST
+
+    def __init__(self, message: str, partial: object = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """`"; did you mean X?"` for a near spelling, followed by what is known: for the end of an error line."""
     names = sorted(known)

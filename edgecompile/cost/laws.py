@@ -56,11 +56,11 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
     """Tiles in waves over the cores, against traffic through cache and memory, plus the start of a kernel.
 
     Parameters, the same in every dtype: `launch_us` a kernel, `conv_share` of the peak that convolutions reach,
-    `memory_share` of the bandwidth. Matrix products reach what measured ones do (vidur's A100 tables, MIT): a tile
+    `cache_gain` of the cache over the memory's bandwidth. Matrix products reach what measured ones do (vidur's A100 tables, MIT): a tile
     of a by b loses 39 (1/a + 1/b), each takes 52 more steps of the inner dimension (104 in 8 bits), a wave counts
     whole, and one tile alone takes the time of two. Products may be split along the inner dimension at 4 us.
     Activations come from the cache when they fill less than half of it, weights when the network's fill under 0.7 of
-    it, at 2.5 times the bandwidth.
+    it; the memory gives 85 % of its bandwidth.
     """
     one = next(iter(p.values()))
     peaks = c.where({d: sheet.rate(d, sparse) or sheet.rate(d) for d in set(c.dtype)})
@@ -86,7 +86,7 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
     resident = min(1.0, 0.7 * sheet.cache / max(float(c.weight_bytes.sum()), 1.0))
     far = traffic * (1 - near) + c.weight_bytes * (1 - resident)
     close = traffic * near + c.weight_bytes * resident
-    memory = (far + close / 2.5) / (sheet.bandwidth * one["memory_share"])
+    memory = (far / 0.85 + close / one["cache_gain"]) / sheet.bandwidth
     # copies and lone products want another layout than convolutions: a reformat before and one behind
     launch = one["launch_us"] * 1e-6 * np.where(c.is_("copy", "matmul"), 3.0, 1.0)
     # a concatenation is mostly written in place by those who make its parts
@@ -200,7 +200,7 @@ LAWS = {"cpu": cpu, "gpu": gpu, "hexagon": hexagon, "neural_engine": neural_engi
 
 PARAMETERS: dict[str, dict[str, float]] = {
     "cpu": {"launch_us": 3.0, "compute_share": 0.5, "memory_share": 0.6},
-    "gpu": {"launch_us": 4.8, "conv_share": 0.8, "memory_share": 0.9},
+    "gpu": {"launch_us": 4.8, "conv_share": 0.8, "cache_gain": 2.5},
     "hexagon": {"floor_ms": 0.3, "compute_share": 0.6, "vector_gb_s": 80.0},
     "neural_engine": {"floor_ms": 0.03, "compute_share": 0.6, "activation_share": 2.0},
 }
