@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__, errors
-from edgecompile.building import bundle
+from edgecompile.building import bundle, predicted
 from edgecompile.building.rows import figure_of, ratio_of, rounds_of, row_of
 from edgecompile.building.signals import too_late
 from edgecompile.building.verdicts import codes_of, drop_budget, latency_answer, latency_budget, size_budget
@@ -21,6 +21,7 @@ from edgecompile.program import Program
 from edgecompile.report import (
     ArtifactFile,
     Decision,
+    Figure,
     InputSpec,
     LayerDrift,
     Model,
@@ -56,10 +57,13 @@ def finish(
 ) -> Report:
     """Measure, verify and publish the program; the report, already written to the output folder."""
     base, final = shop.build(baseline), shop.build(program)
-    samples = _settled(job, shop, base, final)
+    samples = _settled(job, shop, base, final) if shop.predict is None else {}
+    teacher_latency, latency = _figures(samples, shop, baseline, program)
     drop = shop.drop(final)
     rows = [
-        latency_budget(samples, job.budgets),
+        latency_budget(samples, job.budgets)
+        if shop.predict is None or latency is None or teacher_latency is None
+        else predicted.latency_budget(latency, teacher_latency, job.budgets),
         drop_budget(drop, job.budgets, job.options.strict, job.options.max_drop or ""),
         size_budget(final.size_bytes, base.size_bytes, job.budgets, job.options.max_size or ""),
     ]
@@ -104,8 +108,8 @@ def finish(
             for n, t in zip(fixed.input_names, fixed.inputs, strict=True)
         ),
         artifacts=files,
-        latency_ms=figure_of(samples.get("artifact")),
-        teacher_latency_ms=figure_of(samples.get("teacher")),
+        latency_ms=latency,
+        teacher_latency_ms=teacher_latency,
         latency_ratio=ratio_of(samples),
         rounds=rounds_of(samples),
         size_bytes=final.size_bytes,
@@ -132,6 +136,15 @@ def finish(
                 (out / "rejected").rmdir()
         prune(out)
         return report
+
+
+def _figures(
+    samples: Mapping[str, Samples], shop: Workshop, baseline: Program, program: Program
+) -> tuple[Figure | None, Figure | None]:
+    """Latency of teacher and artifact: measured where it ran, else predicted."""
+    if shop.predict is not None:
+        return shop.predict(baseline), shop.predict(program)
+    return figure_of(samples.get("teacher")), figure_of(samples.get("artifact"))
 
 
 def write_report(out: Path, report: Report) -> None:

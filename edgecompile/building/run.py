@@ -13,6 +13,7 @@ from edgecompile import __version__
 from edgecompile.building.finish import finish, write_report
 from edgecompile.building.options import Budgets, BuildOptions, deployment, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
+from edgecompile.building.predicted import predictor
 from edgecompile.building.workshop import Progress, Workshop, cached_outputs
 from edgecompile.data import Outputs, choose_score, digest_of, open_dataset, outputs, truth
 from edgecompile.device import DeviceProfile
@@ -149,6 +150,7 @@ def _run(
         size_budget=budgets.size_bytes is not None or budgets.size_percent is not None,
         replay=recorded,
         progress=progress,
+        predict=None if job.device.measured_here else predictor(job.device, batch),
     )
     if evaluate is not None and score is not None:
         shop.truth = truth(evaluate, score)

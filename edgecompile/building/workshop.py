@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgecompile.building import predicted
+from edgecompile.building.predicted import Predict
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
 from edgecompile.measure import (
     Drop,
@@ -25,6 +27,7 @@ from edgecompile.measure import (
 )
 from edgecompile.pass_manager import Price
 from edgecompile.program import Program
+from edgecompile.report import Figure
 from edgecompile.store import Cache, key
 from edgecompile.target import Artifact, Run, Target
 
@@ -65,6 +68,7 @@ class Workshop:
     decisions: dict[str, str] = field(default_factory=dict)
     replay: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
+    predict: Predict | None = None
     _made: dict[str, Built] = field(default_factory=dict)
     truth: Truth = field(default_factory=lambda: Truth([], []))
 
@@ -131,6 +135,8 @@ class Workshop:
     def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price, Price, bool, str]:
         """Both prices, timed side by side, and whether a lossy step is worth keeping; a recorded choice is replayed."""
         one, two = self.build(before), self.build(after)
+        if self.predict is not None:
+            return self._predicted(one, two, self.predict(before), self.predict(after), lossy)
         if one.call is None or two.call is None:
             return self._price(one, None), self._price(two, None), True, "kept: not run here"
         name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
@@ -144,6 +150,16 @@ class Workshop:
         if (decided == "yes") != pays:
             why = f"{why}; the recorded choice is replayed"
         return *prices, decided == "yes", why
+
+    def _predicted(
+        self, one: Built, two: Built, before: Figure, after: Figure, lossy: bool
+    ) -> tuple[Price, Price, bool, str]:
+        def price(built: Built, figure: Figure) -> Price:
+            score = built.scored.percent if built.scored else None
+            return Price(predicted.interval(figure), built.size_bytes, score, figure.kind)
+
+        kept, why = predicted.pays(before, after)
+        return price(one, before), price(two, after), kept or not lossy, why if lossy else why.rpartition(": ")[2]
 
     def decide(self, name: str, found: str) -> str:
         """A choice made by measurement: the recorded one, else an earlier build's on this machine, else `found`."""
