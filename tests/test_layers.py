@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "edgecompile"
 ORDER = [
     "errors", "silence", "spec", "reference", "functional", "program", "program_file", "rewrite", "ingest", "data",
-    "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target", "pass_manager", "verify", "report", "building", "cli",
+    "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target",
+    "pass_manager", "verify", "report", "building", "cli",
 ]  # fmt: skip
 FOLDERS = ("passes", "targets", "models", "device_profiles")
 

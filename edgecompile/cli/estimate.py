@@ -23,6 +23,7 @@ def estimate(
         str | None, typer.Option("--dtype", help="Price it as if wholly compiled so: float, fp16, int8, ...")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at once.")] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads, on host.")] = None,
     unit: Annotated[str, typer.Option("--unit", help="Another unit of the device, such as DLA.")] = "",
     sparse: Annotated[bool, typer.Option("--sparse", help="As if all weights were 2:4 sparse.")] = False,
     fallback: Annotated[
@@ -67,7 +68,15 @@ def estimate(
     program = teacher.program
     if not as_is:
         program, _ = PassManager(parse(", ".join(EXACT), PASSES)).begin(program, Context(program, profile))
-    found = priced(program, profile, dtype, batch, sparse, fallback, unit)
+    if profile.measured_here:
+        from edgecompile.building.host_estimate import host_estimate
+        from edgecompile.targets.onnx import Onnx
+
+        if sparse or unit:
+            raise errors.SpecError(f"--device {device}: --sparse and --unit are for devices with such units")
+        found = host_estimate(program, Onnx(), batch, threads or profile.threads, dtype)
+    else:
+        found = priced(program, profile, dtype, batch, sparse, fallback, unit)
     if html:
         from edgecompile.report.roofline import page
         from edgecompile.store import write_atomic
