@@ -144,6 +144,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             raise SpecError(f"{where}: {value!r} is not one of the choices{near(str(value), map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
+        tables = [a for a in arguments if dataclasses.is_dataclass(a)] if isinstance(value, Mapping) else []
+        if len(tables) == 1:  # what is wrong inside says more than that none of the types fits
+            return checked(value, tables[0], where)
         for option in arguments:
             try:
                 return checked(value, option, where)

@@ -1,5 +1,9 @@
 """Targets, one file each, and the deployments that `--target` names."""
 
+from __future__ import annotations
+
+from edgecompile.errors import SpecError, near
+
 TARGETS: dict[str, str] = {
     "onnx": "edgecompile.targets.onnx:Onnx",
 }
@@ -19,4 +23,11 @@ DEPLOYMENTS: dict[str, tuple[str, ...]] = {
 
 def device_of(name: str) -> str:
     """The device that a name on the command line means: a deployment stands for that of its primary artifact."""
-    return DEPLOYMENTS[name][0].rpartition("@")[2] if name in DEPLOYMENTS else name
+    from edgecompile.device import DeviceProfile
+
+    base, colon, mode = name.partition(":")
+    if base in DEPLOYMENTS:
+        return DEPLOYMENTS[base][0].rpartition("@")[2] + colon + mode
+    if not base.endswith(".toml") and base not in (known := DeviceProfile.names()):
+        raise SpecError(f"unknown device {base!r}{near(base, (*DEPLOYMENTS, *known))}")
+    return name

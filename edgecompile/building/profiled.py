@@ -51,11 +51,13 @@ def plain(found: Measured) -> dict[str, Any]:
 def teach(found: Measured, artifact: Path, profile: DeviceProfile, batch: int) -> str:
     """Let the predictions for a device learn from a measured artifact; why not, where they cannot, else empty."""
     from edgecompile.models.loaders import load
+    from edgecompile.remote.artifact import parcel
 
     if found.interval is None or not found.certified:
         return f"nothing was learnt for {profile.name}: {found.why_partial or found.why_noisy or 'no interval'}"
     try:
-        program = load(str(artifact), weights=None, inputs=(), image=None, fix=(), trust=False).program
+        model = str(parcel(artifact).model)
+        program = load(model, weights=None, inputs=(), image=None, fix=(), trust=False).program
     except EdgeCompileError as error:
         return f"nothing was learnt for {profile.name}: {error}"
     load_of = workload(program)

@@ -254,11 +254,11 @@ class _Fuser:
         """Most elements alive at once, each from the group that writes it to the last that reads it."""
         change = [0] * (len(self.groups) + 2)
         order = {group: index for index, group in enumerate(self.groups)}
-        for value, users in readers.items():
-            owner = self.owner.get(value)
+        for value in (readers.keys() | kept) - self.constant:
+            owner, users = self.owner.get(value), readers.get(value, set())
             start = order[owner] if owner else 0
             end = len(self.groups) if value in kept else max(order[g] for g in users)
-            if owner is None or users - {owner}:
+            if owner is None or value in kept or users - {owner}:
                 change[start] += self.sizes.elements(value)
                 change[end + 1] -= self.sizes.elements(value)
         most = now = 0

@@ -8,14 +8,16 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from edgecompile.cost.columns import KINDS
 from edgecompile.cost.predict import SHARED, Fitted, fitted
 from edgecompile.cost.work import Work
 from edgecompile.device import DeviceProfile
 
 _MOST = 200
+_COUNTS = [f.name for f in fields(Work) if f.type == "int"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def add(one: Measurement) -> Path:
 def of(device: str) -> list[Measurement]:
     """All measurements of a device, oldest first; none where the file cannot be read."""
     path = folder() / f"{device}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         return [_read(row) for row in rows]
     return []
@@ -104,7 +106,8 @@ def correct(device: DeviceProfile, rows: Sequence[Measurement], start: Fitted) -
 
 
 def _key(device: DeviceProfile) -> str:
-    return f"{device.name}@{device.mode}" if device.mode else device.name
+    """The device, the power mode, and the unit where it is not the main one (`estimate` then names it in the fit)."""
+    return "@".join(filter(None, (device.name, device.mode, device.fit.partition(" ")[2])))
 
 
 def _plain(one: Measurement) -> dict[str, object]:
@@ -116,6 +119,10 @@ def _plain(one: Measurement) -> dict[str, object]:
 def _read(row: dict[str, object]) -> Measurement:
     works = tuple(Work(**w) for w in row.pop("works"))  # type: ignore[attr-defined]
     one = Measurement(works=works, **row)  # type: ignore[arg-type]
-    if not (one.latency_ms > 0 and math.isfinite(one.latency_ms)):
-        raise ValueError(f"latency {one.latency_ms}")
+    if not (0 < one.low_ms <= one.latency_ms <= one.high_ms and math.isfinite(one.high_ms)):
+        raise ValueError(f"latency {one.latency_ms} in {one.low_ms} to {one.high_ms}")
+    if not works or not all(isinstance(getattr(w, name), int) for w in works for name in _COUNTS):
+        raise ValueError("works: no operators, or counts that are none")
+    if unknown := {w.kind for w in works} - set(KINDS):
+        raise ValueError(f"kind {unknown}")
     return one

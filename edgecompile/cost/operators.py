@@ -111,7 +111,10 @@ _VIEWS = {
     "dropout", "dropout_", "feature_dropout", "dropout2d", "identity", "sym_size", "numpy_T",
 }  # fmt: skip
 # made once, while the artifact is built
-_MADE = {"arange", "full", "zeros", "ones", "scalar_tensor", "empty", "full_like", "zeros_like", "ones_like", "eye"}
+_MADE = {
+    "arange", "full", "zeros", "ones", "scalar_tensor", "empty", "full_like", "zeros_like", "ones_like", "eye",
+    "linspace", "new_full", "new_zeros", "new_ones", "new_empty", "empty_like",
+}  # fmt: skip
 # pointwise, whatever their tag says
 _POINTWISE = {
     "batch_norm", "_native_batch_norm_legit_no_training", "prelu", "masked_fill", "where", "relu6", "hardtanh",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -163,8 +164,12 @@ def _spread(log_errors: Floats) -> float:
 
 
 def as_rows(lines: Sequence[Line]) -> list[dict[str, object]]:
-    """Lines as plain dicts, figures rounded as they are stored."""
-    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(line).items()} for line in lines]
+    """Lines as plain dicts, figures rounded as they are stored; None for a correlation of too few rows."""
+
+    def stored(value: object) -> object:
+        return (round(value, 4) if math.isfinite(value) else None) if isinstance(value, float) else value
+
+    return [{k: stored(v) for k, v in asdict(line).items()} for line in lines]
 
 
 def pooled_coverage(lines: Sequence[Line]) -> float:

@@ -62,9 +62,11 @@ def parse_in_child(
     size = os.stat(path).st_size if isinstance(path, (str, Path)) and os.path.exists(path) else 0
     bounds = limits.for_file(size)
     where = text_safe(str(path), 400) if path else kind
+    # the child works in a folder of its own, where a relative path names nothing
+    paths = {k: os.path.abspath(v) for k, v in args.items() if k == "path" or isinstance(v, Path)}
     request = {
         "function": parsers[kind],
-        "args": {k: os.path.abspath(v) if isinstance(v, Path) else v for k, v in args.items()},
+        "args": {**args, **paths},
         "out": os.path.abspath(out),
         "limits": asdict(bounds),
         "parent": os.getpid(),
@@ -72,7 +74,13 @@ def parse_in_child(
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as folder:
         run = _run(json.dumps(request), Path(folder), bounds, search)
     _check_files(out, where)
-    return _outcome(out, where, kind, run, bounds)
+    try:
+        return _outcome(out, where, kind, run, bounds)
+    except errors.EdgeCompileError as error:
+        error.args = tuple(
+            a.replace(paths["path"], str(path)) if path and isinstance(a, str) else a for a in error.args
+        )
+        raise
 
 
 def read_status(out: Path) -> ChildStatus:

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from edgecompile.errors import InputError, Unsupported
+from edgecompile.errors import EdgeCompileError, InputError, Unsupported
 from edgecompile.ingest import ChildLimits, parse_in_child, read_status, vet
 from edgecompile.models._onnx_check import import_check
 from edgecompile.models.onnx_file import imported, load, opset_of, parse
@@ -253,3 +253,18 @@ def test_the_saved_notes(run: Callable[..., Program], tmp_path: Path) -> None:
         "ONNX opset 17, written by unknown; 0 nodes computed at import",
         "agrees with ONNX Runtime to 0.0e+00 of the output's scale",
     ]
+
+
+def test_a_path_may_be_relative_and_errors_name_it_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)]
+    onnx.save(graph(nodes, stored={"w": np.ones((2, 3), np.float32)}), "below/m.onnx")
+    parse_in_child("onnx", {"path": "below/m.onnx"}, tmp_path / "out", ChildLimits(wall_s=120))
+    assert load_program(tmp_path / "out").outputs()
+    onnx.save(graph([helper.make_node("Nonsense", ["x"], ["y"])]), "below/odd.onnx")
+    with pytest.raises(EdgeCompileError, match=r"^below/odd\.onnx: ") as caught:
+        parse_in_child("onnx", {"path": "below/odd.onnx"}, tmp_path / "odd", ChildLimits(wall_s=120))
+    assert str(tmp_path) not in str(caught.value)
