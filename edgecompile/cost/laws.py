@@ -56,11 +56,11 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
     """Tiles in waves over the cores, against traffic through cache and memory, plus the start of a kernel.
 
     Parameters, the same in every dtype: `launch_us` a kernel, `conv_share` of the peak that convolutions reach,
-    `cache_gain` of the cache over the memory's bandwidth. Matrix products reach what measured ones do (vidur's A100 tables, MIT): a tile
-    of a by b loses 39 (1/a + 1/b), each takes 52 more steps of the inner dimension (104 in 8 bits), a wave counts
-    whole, and one tile alone takes the time of two. Products may be split along the inner dimension at 4 us.
-    Activations come from the cache when they fill less than half of it, weights when the network's fill under 0.7 of
-    it; the memory gives 85 % of its bandwidth.
+    `cache_gain` of the cache over the memory's bandwidth. Matrix products reach what measured ones do (vidur's A100
+    tables, MIT): a tile of a by b loses 39 (1/a + 1/b), each takes 52 more steps of the inner dimension (104 in 8
+    bits), a wave counts whole, and one tile alone takes the time of two. Products may be split along the inner
+    dimension at 4 us. Activations come from the cache when they fill less than half of it, weights when the network's
+    fill under 0.7 of it; the memory gives 85 % of its bandwidth.
     """
     one = next(iter(p.values()))
     peaks = c.where({d: sheet.rate(d, sparse) or sheet.rate(d) for d in set(c.dtype)})

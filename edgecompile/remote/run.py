@@ -26,7 +26,7 @@ def profile(
     progress: Progress | None = None,
     date: str | None = None,
 ) -> Measured:
-    """Time an artifact on `ssh://user@host`, `tvm://tracker:port/key`, `adb://serial` or `mac://user@host`.
+    """Time an artifact on `host` (this machine), `ssh://user@host`, `tvm://tracker:port/key`, `adb://serial` or `mac://user@host`.
 
     `progress(stage, done, total)` is called as it goes on; `date` is put into the environment, no clock is read here.
     Raises `DeviceLost` (exit code 6), with what was measured until then in `partial`, and other one-line errors.
@@ -36,8 +36,12 @@ def profile(
             raise SpecError(f"--{name} {value}: must be above 0")
     if rounds > _MOST_ROUNDS:
         raise SpecError(f"--rounds {rounds}: more than {_MOST_ROUNDS} tell nothing new; give fewer")
-    address = parse_address(device)
     plan = Plan(threads, batch, rounds, float(timeout_s))
+    if device == "host":
+        from edgecompile.remote.local import profile_local
+
+        return _dated(profile_local(parcel(artifact), plan, progress), date)
+    address = parse_address(device)
     try:
         match address.kind:
             case "ssh":

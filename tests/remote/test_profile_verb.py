@@ -55,12 +55,25 @@ def test_a_board_is_profiled_and_the_record_kept(server: Server, tmp_path: Path)
     assert body["certified"] or any(note.startswith("nothing was learnt for rpi5: ") for note in body["notes"])
 
 
+def test_this_machine(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "built")
+    done = typed(tmp_path, None, "built", "--rounds", "10", "--json")
+    assert done.returncode in (errors.OK, errors.INCONCLUSIVE), done.stderr
+    body = json.loads(done.stdout)
+    assert (body["device"], body["complete"], len(body["samples_ms"])) == ("host", True, 10)
+    assert {row["name"] for row in body["rows"]} == {"product", "relu"}
+    assert body["environment"]["inputs"] == "golden"
+    late = typed(tmp_path, None, "built", "--rounds", "900", "--timeout", "0.01")
+    assert late.returncode == errors.INCONCLUSIVE
+    assert "NOT CERTIFIED: time was up after " in late.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
         (("model.onnx", "--device", "ssh://me@127.0.0.1:{port}"), errors.DEVICE_LOST, "127.0.0.1"),
         (("--device", "ssh://me@127.0.0.1"), errors.USAGE, "say which artifact"),
-        (("model.onnx", "--device", "host"), errors.USAGE, "leave ARTIFACT out"),
+        (("model.so", "--device", "host"), errors.USAGE, "runs .onnx files"),
         (("none.onnx", "--device", "ssh://me@127.0.0.1:{port}"), errors.USAGE, "none.onnx"),
         (("model.onnx", "--device", "telnet://me"), errors.USAGE, "telnet"),
         (("model.onnx", "--device", "ssh://me@127.0.0.1", "--as", "oron"), errors.USAGE, "did you mean"),
