@@ -98,7 +98,7 @@ def _show(model: str, found: Estimate, title: str) -> None:
     from edgecompile.cli.progress import table
 
     latency = found.latency_ms
-    said = "measured" if latency.kind == "measured" else f"{latency.kind}, 90 % interval"
+    said = f"{latency.kind}, 90 % interval" if latency.kind == "predicted" else latency.kind
     print(
         f"{model} on {found.device} in {found.dtype}, batch {found.batch}: {latency.value:.3g} ms "
         f"({latency.low:.3g}-{latency.high:.3g} ms {said}), {found.memory_mb:.0f} MB"

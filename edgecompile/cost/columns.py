@@ -14,10 +14,13 @@ from edgecompile.cost.work import Kind, Work
 Floats = NDArray[np.float64]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ACTIVATION_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "w8a16": 2, "int8": 1, "fp8": 1}
-WEIGHT_BYTES = {**ACTIVATION_BYTES, "w8a16": 1}
-COMPUTES_IN = {"w8a16": "fp16"}
-"""The rate that a dtype computes at where it has none of its own: weights of 8 bits, activations of 16."""
+ACTIVATION_BYTES: dict[str, float] = {
+    "fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "w8a16": 2, "w4a16": 2, "int8": 1, "fp8": 1,
+    "int4": 0.5, "binary": 0.125,
+}  # fmt: skip
+WEIGHT_BYTES = {**ACTIVATION_BYTES, "w8a16": 1, "w4a16": 0.5}
+COMPUTES_IN = {"w8a16": "fp16", "w4a16": "fp16"}
+"""The dtype that compressed weights are multiplied in: they save bytes, and arithmetic nothing."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
 def _tiled(c: Columns, rate: Floats, cores: float, share: Floats) -> Floats:
     """Seconds of the products on the best tile; `rate` is that of one core."""
     inner = _up(c.k, 32)
-    start = 52 * c.where({d: 2.0 if ACTIVATION_BYTES[d] == 1 else 1.0 for d in set(c.dtype)})
+    start = 52 * c.where({d: 2.0 if ACTIVATION_BYTES[d] <= 1 else 1.0 for d in set(c.dtype)})
     best = np.full(len(c.m), np.inf)
     for a, b in _TILES:
         tiles = np.ceil(c.m / a) * np.ceil(c.n / b) * c.groups
