@@ -23,6 +23,8 @@ _TABLE = 200
 _LAYERS = 40
 _DOTS = 600
 """Operators drawn at most, the longest: beyond, dots hide each other and the page grows."""
+_LEAST_US = 1e-3
+"""Operators that a law prices at nothing have no place on a logarithmic axis."""
 _DECADES = 7
 _HEIGHT = 380
 _FOOT = 22
@@ -65,8 +67,9 @@ def page(name: str, found: Estimate, profile: DeviceProfile) -> str:
     total = sum(row.us for row in found.rows)
     longest = set(sorted(range(len(found.rows)), key=lambda i: -found.rows[i].us)[:_TABLE])
     tone = {"measured": "pass", "predicted": "pass", "unvalidated": "inconclusive"}[found.latency_ms.kind]
-    products = [r for r in found.rows if r.macs and r.bytes]
-    others = [r for r in found.rows if not r.macs and r.bytes]
+    drawn = [r for r in found.rows if r.bytes and r.us >= _LEAST_US]
+    products, others = [r for r in drawn if r.macs], [r for r in drawn if not r.macs]
+    hidden = sum(bool(r.bytes) for r in found.rows) - min(len(products), _DOTS) - min(len(others), _DOTS)
     return (
         _environment()
         .get_template("roofline.html")
@@ -78,7 +81,7 @@ def page(name: str, found: Estimate, profile: DeviceProfile) -> str:
             tone=tone,
             roofline=Markup(roofline(products, on)) if products else "",
             strip=Markup(movers(others, on)) if others else "",
-            undrawn=max(0, len(products) - _DOTS) + max(0, len(others) - _DOTS),
+            undrawn=hidden,
             kinds=shares(((row.op, row.us) for row in found.rows), total),
             bounds=shares(((row.bound, row.us) for row in found.rows), total, STYLES),
             layers=shares(((row.layer or row.name, row.us) for row in found.rows), total, most=_LAYERS),
@@ -140,18 +143,21 @@ def roofline(rows: Sequence[OperatorRow], on: Sheet) -> str:
 def movers(rows: Sequence[OperatorRow], on: Sheet) -> str:
     """Operators without products by the bytes a second that they move, beside the memory's bandwidth."""
     rows = _longest(rows)
+    memory = _log(on.bandwidth)
     speeds = [row.bytes / _seconds(row) for row in rows]
+    low, high = min(map(_log, speeds)), max(map(_log, speeds))
     scale = charts.Scale(
-        math.floor(min(map(_log, [*speeds, on.bandwidth]))), math.ceil(max(map(_log, [*speeds, on.bandwidth])) + 0.1)
+        max(math.floor(min(low, memory - 0.3)), math.floor(memory) - 4),
+        min(math.ceil(max(high, memory + 0.3)), math.ceil(memory) + 2),
     )
-    limit = scale.at(_log(on.bandwidth))
+    limit = scale.at(memory)
     parts = [_tag("line", x1=f"{limit}%", x2=f"{limit}%", y1=0, y2=44, class_="roof")]
     parts.append(_label(limit, 58, f"memory {_text(on.bandwidth, 'B/s')}"))
     most = max(row.us for row in rows)
     for i, (row, speed) in enumerate(zip(rows, speeds, strict=True)):
         parts.append(_dot(scale.at(_log(speed)), round(8 + 28 * ((i * 0.618) % 1), 1), row, most, _text(speed, "B/s")))
-    for power in range(int(scale.low), int(scale.high) + 1):
-        if abs(scale.at(power) - limit) > 12:
+    for power in (scale.low, scale.high):
+        if abs(scale.at(power) - limit) > 25:
             parts.append(_label(scale.at(power), 58, _text(10.0**power, "B/s")))
     return charts.described(_svg(64, "".join(parts)), f"bytes a second of {len(rows)} operators without products")
 
