@@ -96,6 +96,12 @@ class Refused(EdgeCompileError):
         return type(self), (self.rule, self.where, self.limit, self.value, self.how_to_allow)
 
 
+class Mismatch(EdgeCompileError):
+    """A file is not the one that a manifest or a lock names."""
+
+    exit_code = MISMATCH
+
+
 class DeviceLost(EdgeCompileError):
     """A device that cannot be reached, or was lost on the way; `partial` is what was measured until then, or None."""
 

@@ -29,5 +29,5 @@ def device_of(name: str) -> str:
     if base in DEPLOYMENTS:
         return DEPLOYMENTS[base][0].rpartition("@")[2] + colon + mode
     if not base.endswith(".toml") and base not in (known := DeviceProfile.names()):
-        raise SpecError(f"unknown device {base!r}{near(base, (*DEPLOYMENTS, *known))}")
+        raise SpecError(f"unknown device {base!r}{near(base, {*DEPLOYMENTS, *known})}")
     return name

@@ -16,6 +16,7 @@ from edgecompile.errors import TargetError
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import layer
 from edgecompile.target import Artifact, QuantRule, Run, Target
+from edgecompile.targets.runners import text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,8 @@ class Onnx(Target):
         else:
             onnx.checker.check_model(model, full_check=True)
             path.write_bytes(model.SerializeToString(deterministic=True))
-        return Artifact("onnx", folder, "model.onnx", tuple(notes))
+        (folder / "run.py").write_bytes(text("onnx_run.py"))
+        return Artifact("onnx", folder, "model.onnx", tuple(notes), {"tolerance": _tolerance(program)})
 
     def _exported(self, program: Program) -> onnx.ModelProto:
         from edgecompile.targets._onnx_attention import four_axes
@@ -130,6 +132,12 @@ class Onnx(Target):
         plain = len(model.graph.output) - len(wanted)
         values = session(inputs)
         return {name: v.numpy() for name, v in zip(wanted, values[plain:], strict=True)}
+
+
+def _tolerance(program: Program) -> dict[str, float]:
+    """How far another CPU may be off: a little, and where it rounds to integers by steps of these."""
+    integers = any("quantize_per" in op_name(n) for n in program.graph.graph.nodes if n.op == "call_function")
+    return {"rtol": 0.05 if integers else 1e-3, "atol": 1e-5}
 
 
 class Session:

@@ -92,7 +92,9 @@ def written(out: Path) -> dict[str, Any]:
 def test_the_report_names_files_relative_to_the_folder_with_their_hashes(built: Built) -> None:
     body = written(built.out)
     assert body["exit_code"] == 0
-    assert [a["path"] for a in body["artifacts"]] == ["host/model.onnx", "host/golden.npz", "host/manifest.json"]
+    assert [a["path"] for a in body["artifacts"]] == [
+        f"host/{name}" for name in ("model.onnx", "run.py", "golden.npz", "selftest.py", "README.md", "manifest.json")
+    ]
     for artifact in body["artifacts"]:
         path = built.out / artifact["path"]
         assert (file_hash(path), path.stat().st_size) == (artifact["sha256"], artifact["size_bytes"])
@@ -102,7 +104,7 @@ def test_the_report_names_files_relative_to_the_folder_with_their_hashes(built: 
 
 def test_the_manifest_has_the_hash_of_every_file(built: Built) -> None:
     manifest = json.loads((built.out / "host/manifest.json").read_text())
-    assert set(manifest["files"]) == {"model.onnx", "golden.npz"}
+    assert set(manifest["files"]) == {"model.onnx", "golden.npz", "run.py", "selftest.py", "README.md"}
     for name, said in manifest["files"].items():
         assert said["sha256"] == file_hash(built.out / "host" / name)
     assert (manifest["batch"], manifest["target"], manifest["golden_from"]) == (1, "host", "artifact")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from edgecompile.program import Program
 from edgecompile.store import file_hash
 from edgecompile.target import Artifact, Run
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
+TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
+"""Of golden outputs, relative to each output's largest value, where a target says nothing."""
 
 
 def golden_inputs(fixed: Program, data: Dataset | None, kind: str, seed: int) -> tuple[tuple[Tensor, ...], str]:
@@ -58,6 +61,36 @@ def _random(example: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
 
 
+def _for_the_device(folder: Path, artifact: Artifact, facts: Mapping[str, Any]) -> dict[str, Path]:
+    """The self-test, where there is a run.py for it, and a page for the person who holds the device."""
+    made: dict[str, Path] = {}
+    if (folder / "run.py").is_file():
+        script = resources.files("edgecompile.building.device") / "selftest.py"
+        (folder / "selftest.py").write_bytes(script.read_bytes())
+        made["selftest"] = folder / "selftest.py"
+    first = (
+        ["sh build.sh          # builds what must be built on the device"] if (folder / "build.sh").is_file() else []
+    )
+    steps = [*first, "python selftest.py   # hashes, golden outputs, latency; writes result.json"]
+    lines = [
+        f"# {facts.get('target', artifact.kind)}",
+        "",
+        f"`{artifact.main}` for {facts.get('device', 'a device')}, by edgecompile {facts.get('edgecompile', '')}.",
+        "",
+        "```",
+        *steps,
+        "python run.py inputs.npz outputs.npz",
+        "```",
+        "",
+        "`golden.npz` has inputs (`input:NAME`) and the outputs that they must give (`output:NAME`); `manifest.json`",
+        "says how this was made, from which model, and the SHA-256 of every file.",
+    ]
+    if reason := artifact.facts.get("not_run_here"):
+        lines += ["", f"Not run on the machine that built it: {reason}"]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return made | {"readme": folder / "README.md"}
+
+
 def fill(
     folder: Path,
     artifact: Artifact,
@@ -83,8 +116,11 @@ def fill(
     arrays |= {f"output:{n}": t.detach().numpy() for n, t in zip(fixed.output_names, outputs, strict=True)}
     np.savez(folder / "golden.npz", **arrays)  # type: ignore[arg-type]
     files["golden"] = folder / "golden.npz"
+    files |= _for_the_device(folder, artifact, facts)
     manifest = {
         "schema": MANIFEST_SCHEMA,
+        "tolerance": artifact.facts.get("tolerance", TOLERANCE),
+        "not_run_here": artifact.facts.get("not_run_here", ""),
         "artifact": artifact.main,
         "kind": artifact.kind,
         "golden_from": "artifact" if run is not None else "program",

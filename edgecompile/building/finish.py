@@ -85,6 +85,7 @@ def finish(
         "threads": job.threads,
         "trusted_model": job.options.trust_model,
         "golden": golden_kind,
+        "max_latency": job.options.max_latency or "",
     }
     shop.tell("verifying", 0, 1)
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]

@@ -33,6 +33,10 @@ from edgecompile.target import Artifact, Run, Target
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
+SCRIPTS = ("emit.json", "run.py", "build.sh")
+"""What lies beside an artifact and is no part of its size."""
+_EMITTED = 2
+"""Raised with every change of what targets leave in a folder: cached ones of before are not used."""
 _WORTH = 0.9
 """A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""
 
@@ -81,12 +85,12 @@ class Workshop:
             run = self.target.load(artifact, self.threads)
             bound = getattr(run, "bound", None)
             call = bound(fixed.inputs) if bound is not None else None
-            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name != "emit.json")
+            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name not in SCRIPTS)
             self._made[digest] = self._scored(Built(digest, artifact, run, call, size))
         return self._made[digest]
 
     def _emitted(self, digest: str, fixed: Program) -> Artifact:
-        name = key("emit", digest, self.batch, repr(self.target), self.versions, self.metadata)
+        name = key("emit", _EMITTED, digest, self.batch, repr(self.target), self.versions, self.metadata)
 
         def fill(folder: Path) -> None:
             self.tell("emitting", 0, 1)

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from edgecompile import __version__, errors
-from edgecompile.cli import bench, build, estimate, inspect, looks, profile
+from edgecompile.cli import bench, build, estimate, inspect, looks, profile, verify
 from edgecompile.cli.progress import deafen, printing, warn
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("build")(build.command())
 app.command("inspect")(inspect.inspect)
 app.command("estimate")(estimate.estimate)
 app.command("profile")(profile.profile)
+app.command("verify")(verify.verify)
+app.command("run")(verify.run)
 app.command("explain")(looks.explain)
 app.command("list")(looks.list_)
 app.command("doctor")(looks.doctor)

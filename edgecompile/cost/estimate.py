@@ -107,8 +107,9 @@ def estimate(
     """
     of = _on(DeviceProfile.load(device) if isinstance(device, str) else device, unit)
     load = program if isinstance(program, Workload) else workload(program)
-    dynamic = load.batch == 1
-    works = tuple(w.at(batch) for w in load.works) if dynamic else load.works
+    works = tuple(w.at(batch) for w in load.works) if load.dynamic else load.works
+    notes = _notes(load, batch)
+    batch = batch if load.dynamic else load.batch
     chosen, uniform, on = _dtype(of, dtype), dtype is not None, sheet(of)
     if sparse and not on.rate(chosen, sparse=True):
         raise SpecError(f"{of.name} has no 2:4 rate in {chosen}: it has {', '.join(on.sparse_rates) or 'none'}")
@@ -116,8 +117,9 @@ def estimate(
     if ledger and not fallback:
         raise Unsupported(f"{of.name}, {of.unit}", [f"{f.op} ({f.node}, {f.layer}): {f.reason}" for f in ledger])
     found = seconds(works, of, chosen, measured.parameters(of), uniform, sparse, on)
-    c = columns(works, chosen, uniform)
-    total = np.where(moved, _elsewhere(works, of, chosen, uniform), found.total) if ledger else found.total
+    if ledger:
+        found = _moved(found, _elsewhere(works, of, chosen, uniform), moved)
+    c, total = columns(works, chosen, uniform), found.total
     leading = "int8" if not uniform and "int8" in c.dtype else chosen
     judged = _judged(of, works, leading, found.floor + float(total.sum()), len(ledger), sparse)
     scale = judged.latency.value / (1e3 * (found.floor + float(total.sum())))
@@ -127,24 +129,17 @@ def estimate(
         "start", "", "start", chosen, floor, floor / spread, floor * spread, "launch", of.unit, 0, 0, 0.0
     )  # fmt: skip
     rows = _rows(works, of, found, total * scale, c, on, spread**_ROW_POWER, moved)
-    unknown = sorted(set(load.unknown.values()))
-    looked_up = max(0, load.constants - sum(w.weights for w in works)) * WEIGHT_BYTES[chosen]
-    size = (
-        float(c.weight_bytes.sum())
-        + looked_up
-        + load.peak_elements * (batch if dynamic else 1) * ACTIVATION_BYTES[chosen]
-    )
     return Estimate(
         f"{of.name}:{of.mode}" if of.mode else of.name,
         leading if leading == chosen else f"{leading}+{chosen}",
-        batch if dynamic else load.batch,
+        batch,
         judged.latency,
         judged.validated,
         (*rows, start),
-        size / 1e6,
+        _memory_mb(load, works, c, batch, chosen),
         judged.evidence,
         ledger,
-        (f"priced by their bytes alone, for want of a rule: {', '.join(unknown)}",) if unknown else (),
+        notes,
     )
 
 
@@ -185,14 +180,37 @@ def _on(of: DeviceProfile, unit: str) -> DeviceProfile:
         raise SpecError(f"{of.name} has no unit {unit!r}{near(unit, of.units)}")
     main = replace(of.units[of.unit], law=of.law)
     chosen = of.units[unit]
-    return replace(of, units={unit: chosen, of.unit: main}, law=chosen.law, fit=f"{of.fit} {unit}", mode="")
+    return replace(of, units={unit: chosen, of.unit: main}, law=chosen.law, fit=f"{of.fit} {unit}")
 
 
-def _elsewhere(works: Sequence[Work], of: DeviceProfile, dtype: str, uniform: bool) -> Floats:
-    """Seconds of every operator on the unit that takes what the main one cannot."""
+def _elsewhere(works: Sequence[Work], of: DeviceProfile, dtype: str, uniform: bool) -> Seconds:
+    """Every operator on the unit that takes what the main one cannot."""
     unit = of.units[_last(of)]
     there = replace(of, units={_last(of): unit}, law=unit.law, fit=of.fit.partition(" ")[0], mode="")
-    return seconds(works, there, dtype, None if unit.law == "gpu" else {SHARED: PARAMETERS[unit.law]}, uniform).total
+    return seconds(works, there, dtype, None if unit.law == "gpu" else {SHARED: PARAMETERS[unit.law]}, uniform)
+
+
+def _moved(here: Seconds, there: Seconds, moved: NDArray[np.bool_]) -> Seconds:
+    """Times of the operators that moved from the other unit, all else as it was."""
+    compute, memory, launch, total = (
+        np.where(moved, getattr(there, part), getattr(here, part)) for part in ("compute", "memory", "launch", "total")
+    )
+    return Seconds(compute, memory, launch, total, here.floor)
+
+
+def _memory_mb(load: Workload, works: Sequence[Work], c: Columns, batch: int, dtype: str) -> float:
+    """Peak of activations and all constants, looked-up tables too."""
+    looked_up = max(0, load.constants - sum(w.weights for w in works)) * WEIGHT_BYTES[dtype]
+    alive = load.peak_elements * (batch if load.dynamic else 1) * ACTIVATION_BYTES[dtype]
+    return (float(c.weight_bytes.sum()) + looked_up + alive) / 1e6
+
+
+def _notes(load: Workload, batch: int) -> tuple[str, ...]:
+    unknown = sorted(set(load.unknown.values()))
+    found = [f"priced by their bytes alone, for want of a rule: {', '.join(unknown)}"] if unknown else []
+    if not load.dynamic and batch not in (1, load.batch):
+        found.append(f"the program takes batches of {load.batch} only: priced at that, not at {batch}")
+    return tuple(found)
 
 
 def _rows(
@@ -211,7 +229,7 @@ def _rows(
         us = float(total[i]) * 1e6
         compute, memory, launch = float(found.compute[i]), float(found.memory[i]), float(found.launch[i])
         bound: Bound = "launch" if launch > max(compute, memory) else "compute" if compute >= memory else "memory"
-        peak = on.rate(c.dtype[i]) * us * 1e-6
+        peak = 0.0 if moved[i] else on.rate(c.dtype[i]) * us * 1e-6
         rows.append(
             OperatorRow(
                 work.name,

@@ -64,7 +64,8 @@ class _Fuser:
         works = tuple(self._work(group, readers, kept) for group in self.groups)
         batch = self.program.batch or 1
         stored = {str(n.target): self.sizes.elements(n) for n in nodes if n.op == "get_attr"}
-        return Workload(works, batch, self._peak(readers, kept), sum(stored.values()), self.unknown)
+        dynamic = self.program.batch is None
+        return Workload(works, batch, self._peak(readers, kept), sum(stored.values()), dynamic, self.unknown)
 
     # -- which group a node belongs to
 
@@ -90,6 +91,8 @@ class _Fuser:
             group = self._open_owner(inputs[0], {"matmul"})
             self._join(node, group) if group else self._start(node, kind)
             self.owner[node].softmax = True  # type: ignore[union-attr]
+        elif kind == "matmul" and node.args[-1] in self.constant:
+            self._start(node, "linear")
         elif kind == "matmul":
             group = self._open_owner(inputs[0], {"matmul", "softmax"})
             if group and group.softmax:
@@ -208,6 +211,8 @@ class _Fuser:
         for node in group.nodes:
             for n in node.all_input_nodes:
                 root = self.root(n)
+                if n in self.constant and ops.is_made(n):
+                    continue
                 if n in self.constant:
                     constants[_stored(n)] = self.sizes.elements(_stored(n))
                 elif root not in inside:
@@ -244,11 +249,13 @@ class _Fuser:
         if not found:
             return {}
         m, n, k, groups = max(found, key=prod)
+        macs = sum(map(prod, found))
         if group.kind == "linear":
             n = sum(sizes[1] for sizes in found)
-        if group.kind == "attention" and len(found) == 2:
-            (m, n, k, groups) = found[0]
-        return {"macs": sum(map(prod, found)), "m": m, "n": n, "k": k, "groups": groups}
+        elif group.kind == "attention":
+            m, _, k, groups = found[0]
+            n = macs // max(m * k * groups, 1)  # both products: twice the keys where values are as wide as keys
+        return {"macs": macs, "m": m, "n": n, "k": k, "groups": groups}
 
     def _peak(self, readers: dict[fx.Node, set[_Group]], kept: set[fx.Node]) -> int:
         """Most elements alive at once, each from the group that writes it to the last that reads it."""

@@ -89,6 +89,7 @@ def gpu(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool = Fa
     memory = (far / 0.85 + close / one["cache_gain"]) / sheet.bandwidth
     # copies and lone products want another layout than convolutions: a reformat before and one behind
     launch = one["launch_us"] * 1e-6 * np.where(c.is_("copy", "matmul"), 3.0, 1.0)
+    launch = launch * np.where(c.is_("recurrent"), c.groups, 1.0)  # one step after another
     # a concatenation is mostly written in place by those who make its parts
     elided = np.where(c.is_("concat"), 0.3, 1.0)
     return Seconds(compute * elided, memory * elided, launch * elided, (launch + np.maximum(compute, memory)) * elided)
@@ -115,7 +116,7 @@ def hexagon(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse: bool 
     Parameters a dtype: `floor_ms` a network, `compute_share` of the peak, `vector_gb_s` of the vector unit.
     """
     of = {d: p.get(d) or next(iter(p.values())) for d in set(c.dtype)}
-    peaks = c.where({d: sheet.rate(d) * of[d]["compute_share"] for d in of})
+    peaks = c.where({d: sheet.rate(d) * min(1.0, of[d]["compute_share"]) for d in of})
     compute = _engine(c, peaks, rows=32, outputs=32, inner=16, depthwise=32, attention=0.06)
     traffic = c.reads + c.writes
     requantised = c.where({d: 0.3 if d in ("int8", "w8a16") else 0.0 for d in of})
@@ -141,7 +142,7 @@ def neural_engine(c: Columns, sheet: Sheet, p: Mapping[str, Parameters], sparse:
     memory's bandwidth (above 1 where caches help).
     """
     one = next(iter(p.values()))
-    peaks = c.where({d: sheet.rate(d) * one["compute_share"] for d in set(c.dtype)})
+    peaks = c.where({d: sheet.rate(d) * min(1.0, one["compute_share"]) for d in set(c.dtype)})
     compute = _engine(c, peaks, rows=1, outputs=16, inner=16, depthwise=16, attention=0.3)
     half = 2 * (c.reads + c.writes)
     traffic = np.where(c.is_("norm", "softmax"), 2 * half, c.read_bytes + c.write_bytes)

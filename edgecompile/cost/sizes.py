@@ -70,10 +70,11 @@ class Sizes:
         return None
 
     def _recurrent(self, node: fx.Node, constant: Container[fx.Node]) -> tuple[int, int, int, int]:
-        """All products of a recurrent operator as one: rows by all its weights."""
+        """All products of a recurrent operator as one group a step: rows of a step by all its weights."""
         weights = [n for n in node.all_input_nodes if n in constant and len(self.shape(n)) == 2]
         x = self.shape(node.all_input_nodes[0])
-        return prod(x[:-1]), sum(prod(self.shape(n)) for n in weights), 1, 1
+        steps = x[1 if argument(node, "batch_first") else 0] if len(x) == 3 else x[0]
+        return prod(x[:-1]) // steps, sum(prod(self.shape(n)) for n in weights), 1, steps
 
 
 def tensors(node: fx.Node) -> list[Tensor]:

@@ -107,7 +107,9 @@ def validate(names: Sequence[str] = (), parameters: Mapping[str, Fitted] | None 
     known = dict(parameters or {})
     for name in names or fit_names():
         data = calibration(fit=name)
-        start = known.get(PARENTS.get(name, ""))
+        if (parent := PARENTS.get(name)) and parent not in known:
+            known[parent] = fit(calibration(fit=parent))
+        start = known.get(parent or "")
         residuals[name] = (data, left_out(data, law(name, start)))
     for name, (data, found) in residuals.items():
         others = [left_out(data, baseline(columns)) for columns in (_macs, _bytes)]

@@ -30,8 +30,9 @@ class Work:
     """One fused operator: a kernel, as inference runtimes form them.
 
     `m`, `n`, `k` are the sizes of one matrix product and `groups` how many there are: for a convolution output
-    places, output channels a group, and input channels a group times the kernel's area; for attention queries, keys
-    and the width of a head, with one group a head. `macs` counts multiply-accumulates. `reads` and `writes` count
+    places, output channels a group, and input channels a group times the kernel's area; for attention queries, twice
+    the keys (both products) and the width of a head, with one group a head; for a recurrent operator the rows of one
+    step and all its weights, with one group a step. `macs` counts multiply-accumulates. `reads` and `writes` count
     elements of activations, `int8_reads` and `int8_writes` those of them that are 8-bit integers, `weights` elements
     of constants. `steps` counts the operators that run one after the other inside. Counts are for the whole batch.
     """
@@ -81,6 +82,8 @@ class Workload:
     """Most elements of activations alive at one time."""
     constants: int = 0
     """Elements of all constants, tables that are only looked up too."""
+    dynamic: bool = True
+    """Whether the counts are of one sample, to be priced at any batch; else of the fixed `batch`."""
     unknown: Mapping[str, str] = field(default_factory=dict)
     """Operators without a rule: node -> operator."""
 

@@ -61,12 +61,12 @@ def waterfall(scale: Scale, before: float | None, after: Figure | None, style: s
     `style` is `total`, `gain`, `loss` or `undone`; a figure that was not measured is pale with a dashed edge.
     """
     if after is None:
-        return _svg(22, "")
+        return svg(22, "")
     start, end = scale.at(before or 0.0), scale.at(after.value)
     width = max(abs(end - start), 0.35)
     soft = "" if after.kind == "measured" else " soft"
     parts = [
-        _tag(
+        tag(
             "rect",
             x=f"{min(start, end):.2f}%",
             y=5,
@@ -78,13 +78,13 @@ def waterfall(scale: Scale, before: float | None, after: Figure | None, style: s
     ]
     if after.low is not None and after.high is not None:
         parts.append(_whisker(scale, after.low, after.high, 11))
-    return _svg(22, "".join(parts))
+    return svg(22, "".join(parts))
 
 
 def axis(scale: Scale) -> str:
     """The axis of a chart with round tick marks."""
     ticks = scale.ticks()
-    return _svg(20, "".join(_tick(scale.at(value), f"{value:g}") for value in (round(tick, 9) for tick in ticks)))
+    return svg(20, "".join(_tick(scale.at(value), f"{value:g}") for value in (round(tick, 9) for tick in ticks)))
 
 
 def bar(scale: Scale, value: float | None, style: str, height: int = 6) -> str:
@@ -92,7 +92,7 @@ def bar(scale: Scale, value: float | None, style: str, height: int = 6) -> str:
     if value is None:
         return ""
     width = max(scale.at(value), 0.35)
-    return _svg(height, _tag("rect", x=0, y=0, width=f"{width:.2f}%", height=height, rx=2, class_=style))
+    return svg(height, tag("rect", x=0, y=0, width=f"{width:.2f}%", height=height, rx=2, class_=style))
 
 
 def gauge(budget: Budget) -> str:
@@ -107,13 +107,13 @@ def gauge(budget: Budget) -> str:
     scale = Scale(low, scale_from_zero(ends, 1.18).high)
     limit = scale.at(budget.limit)
     parts = [
-        _tag("rect", x=0, y=8, width=f"{limit:.2f}%", height=10, class_="room"),
-        _tag("rect", x=f"{limit:.2f}%", y=8, width=f"{100 - limit:.2f}%", height=10, class_="beyond"),
+        tag("rect", x=0, y=8, width=f"{limit:.2f}%", height=10, class_="room"),
+        tag("rect", x=f"{limit:.2f}%", y=8, width=f"{100 - limit:.2f}%", height=10, class_="beyond"),
     ]
     if budget.low is not None and budget.high is not None:
         left, right = scale.at(budget.low), scale.at(budget.high)
         parts.append(
-            _tag(
+            tag(
                 "rect",
                 x=f"{left:.2f}%",
                 y=10,
@@ -123,20 +123,20 @@ def gauge(budget: Budget) -> str:
                 class_="span",
             )
         )
-    parts.append(_tag("line", x1=f"{limit:.2f}%", x2=f"{limit:.2f}%", y1=3, y2=23, class_="limit"))
+    parts.append(tag("line", x1=f"{limit:.2f}%", x2=f"{limit:.2f}%", y1=3, y2=23, class_="limit"))
     if budget.found is not None:
-        parts.append(_tag("circle", cx=f"{scale.at(budget.found):.2f}%", cy=13, r=5, class_=f"dot {budget.verdict}"))
+        parts.append(tag("circle", cx=f"{scale.at(budget.found):.2f}%", cy=13, r=5, class_=f"dot {budget.verdict}"))
     anchor = "end" if limit > 70 else "start" if limit < 30 else "middle"
     label = f"limit {quantity(budget.limit, budget.unit)}"
-    parts.append(_tag("text", label, x=f"{limit:.2f}%", y=37, text_anchor=anchor, class_="tick"))
-    return _svg(42, "".join(parts))
+    parts.append(tag("text", label, x=f"{limit:.2f}%", y=37, text_anchor=anchor, class_="tick"))
+    return svg(42, "".join(parts))
 
 
 def strip(scale: Scale, values: Sequence[float], style: str) -> str:
     """Each timing round as a dot, their median as a line; dots are spread upwards only to be told apart."""
     shown = values if len(values) <= _DOTS else [values[i * len(values) // _DOTS] for i in range(_DOTS)]
     parts = [
-        _tag(
+        tag(
             "circle",
             cx=f"{scale.at(value):.2f}%",
             cy=round(6 + 24 * ((i * _GOLDEN_RATIO) % 1), 1),
@@ -149,7 +149,7 @@ def strip(scale: Scale, values: Sequence[float], style: str) -> str:
         ordered = sorted(values)
         middle = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
         parts.append(
-            _tag(
+            tag(
                 "line",
                 x1=f"{scale.at(middle):.2f}%",
                 x2=f"{scale.at(middle):.2f}%",
@@ -158,7 +158,7 @@ def strip(scale: Scale, values: Sequence[float], style: str) -> str:
                 class_="mid",
             )
         )
-    return _svg(36, "".join(parts))
+    return svg(36, "".join(parts))
 
 
 def described(svg: str, text: str) -> str:
@@ -168,21 +168,21 @@ def described(svg: str, text: str) -> str:
 
 def _whisker(scale: Scale, low: float, high: float, y: int) -> str:
     left, right = f"{scale.at(low):.2f}%", f"{scale.at(high):.2f}%"
-    ends = "".join(_tag("line", x1=x, x2=x, y1=y - 4, y2=y + 4, class_="whisker") for x in (left, right))
-    return _tag("line", x1=left, x2=right, y1=y, y2=y, class_="whisker") + ends
+    ends = "".join(tag("line", x1=x, x2=x, y1=y - 4, y2=y + 4, class_="whisker") for x in (left, right))
+    return tag("line", x1=left, x2=right, y1=y, y2=y, class_="whisker") + ends
 
 
 def _tick(at: float, label: str) -> str:
     anchor = "start" if at < 3 else "end" if at > 97 else "middle"
-    mark = _tag("line", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1=0, y2=4, class_="axis")
-    return mark + _tag("text", label, x=f"{at:.2f}%", y=16, text_anchor=anchor, class_="tick")
+    mark = tag("line", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1=0, y2=4, class_="axis")
+    return mark + tag("text", label, x=f"{at:.2f}%", y=16, text_anchor=anchor, class_="tick")
 
 
-def _svg(height: int, content: str) -> str:
+def svg(height: int, content: str) -> str:
     return f'<svg width="100%" height="{height}" aria-hidden="true" focusable="false">{content}</svg>'
 
 
-def _tag(name: str, content: str = "", **attributes: str | float) -> str:
+def tag(name: str, content: str = "", **attributes: str | float) -> str:
     pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{pairs}>{escape(content)}</{name}>" if content else f"<{name}{pairs}/>"
 

@@ -43,7 +43,7 @@ _LAYERS = 60
 
 def render_html(report: Report) -> str:
     """The whole page as text; the same report gives the same bytes. Every foreign name is escaped."""
-    return _environment().get_template("page.html").render(_view(as_written(report)))
+    return environment().get_template("page.html").render(_view(as_written(report)))
 
 
 def render_frame(report: Report) -> str:
@@ -70,7 +70,7 @@ class Row:
     style: str
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     import jinja2
     from markupsafe import Markup
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from edgecompile.cost.predict import sheet
 from edgecompile.report import charts
-from edgecompile.report.charts import _svg, _tag
-from edgecompile.report.html import _environment
+from edgecompile.report.charts import svg, tag
+from edgecompile.report.html import environment
 from edgecompile.report.plain import number, plain, size
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def page(name: str, found: Estimate, profile: DeviceProfile) -> str:
     products, others = [r for r in drawn if r.macs], [r for r in drawn if not r.macs]
     hidden = sum(bool(r.bytes) for r in found.rows) - min(len(products), _DOTS) - min(len(others), _DOTS)
     return (
-        _environment()
+        environment()
         .get_template("roofline.html")
         .render(
             name=name,
@@ -137,7 +137,7 @@ def roofline(rows: Sequence[OperatorRow], on: Sheet) -> str:
     for row in sorted(rows, key=lambda r: -r.us):
         parts.append(_dot(axes.x(_intensity(row)), axes.y(_rate(row)), row, most, _text(_rate(row), "op/s")))
     said = f"roofline of {len(rows)} operators: operations a second against operations a byte"
-    return charts.described(_svg(_HEIGHT + _FOOT, "".join(parts)), said)
+    return charts.described(svg(_HEIGHT + _FOOT, "".join(parts)), said)
 
 
 def movers(rows: Sequence[OperatorRow], on: Sheet) -> str:
@@ -151,7 +151,7 @@ def movers(rows: Sequence[OperatorRow], on: Sheet) -> str:
         min(math.ceil(max(high, memory + 0.3)), math.ceil(memory) + 2),
     )
     limit = scale.at(memory)
-    parts = [_tag("line", x1=f"{limit}%", x2=f"{limit}%", y1=0, y2=44, class_="roof")]
+    parts = [tag("line", x1=f"{limit}%", x2=f"{limit}%", y1=0, y2=44, class_="roof")]
     parts.append(_label(limit, 58, f"memory {_text(on.bandwidth, 'B/s')}"))
     most = max(row.us for row in rows)
     for i, (row, speed) in enumerate(zip(rows, speeds, strict=True)):
@@ -159,7 +159,7 @@ def movers(rows: Sequence[OperatorRow], on: Sheet) -> str:
     for power in (scale.low, scale.high):
         if abs(scale.at(power) - limit) > 25:
             parts.append(_label(scale.at(power), 58, _text(10.0**power, "B/s")))
-    return charts.described(_svg(64, "".join(parts)), f"bytes a second of {len(rows)} operators without products")
+    return charts.described(svg(64, "".join(parts)), f"bytes a second of {len(rows)} operators without products")
 
 
 def _axes(rows: Sequence[OperatorRow], on: Sheet, peak: float) -> Axes:
@@ -179,12 +179,12 @@ def _grid(axes: Axes) -> list[str]:
     parts = []
     for power in range(int(axes.up.low), int(axes.up.high) + 1):
         y = axes.y(10.0**power)
-        parts.append(_tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="rule"))
+        parts.append(tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="rule"))
         if axes.up.low < power < axes.up.high:
-            parts.append(_tag("text", _text(10.0**power, "op/s"), x=0, y=y - 4, class_="tick"))
+            parts.append(tag("text", _text(10.0**power, "op/s"), x=0, y=y - 4, class_="tick"))
     for power in range(int(axes.across.low), int(axes.across.high) + 1):
         x = axes.x(10.0**power)
-        parts.append(_tag("line", x1=f"{x}%", x2=f"{x}%", y1=0, y2=_HEIGHT, class_="rule"))
+        parts.append(tag("line", x1=f"{x}%", x2=f"{x}%", y1=0, y2=_HEIGHT, class_="rule"))
         parts.append(_label(x, _HEIGHT + 16, f"{10.0**power:g}" + (" op/byte" if power == axes.across.high else "")))
     return parts
 
@@ -198,10 +198,10 @@ def _roof(axes: Axes, bandwidth: float, rates: Mapping[float, Sequence[str]]) ->
     parts = []
     if end > start:
         x1, y1, x2, y2 = axes.x(start), axes.y(start * bandwidth), axes.x(end), axes.y(top)
-        parts.append(_tag("line", x1=f"{x1}%", y1=y1, x2=f"{x2}%", y2=y2, class_="roof"))
+        parts.append(tag("line", x1=f"{x1}%", y1=y1, x2=f"{x2}%", y2=y2, class_="roof"))
         at = math.sqrt(start * end)
         parts.append(
-            _tag(
+            tag(
                 "text",
                 f"memory {_text(bandwidth, 'B/s')}",
                 x=f"{axes.x(at):.2f}%",
@@ -212,9 +212,9 @@ def _roof(axes: Axes, bandwidth: float, rates: Mapping[float, Sequence[str]]) ->
         )
     for peak, dtypes in rates.items():
         y = axes.y(peak)
-        parts.append(_tag("line", x1=f"{axes.x(peak / bandwidth)}%", x2="100%", y1=y, y2=y, class_="roof"))
+        parts.append(tag("line", x1=f"{axes.x(peak / bandwidth)}%", x2="100%", y1=y, y2=y, class_="roof"))
         said = f"{', '.join(dtypes)} {_text(peak, 'op/s')}"
-        parts.append(_tag("text", said, x="100%", y=y - 6, text_anchor="end", class_="roof"))
+        parts.append(tag("text", said, x="100%", y=y - 6, text_anchor="end", class_="roof"))
     return parts
 
 
@@ -259,4 +259,4 @@ def _text(value: float, unit: str) -> str:
 
 def _label(at: float, y: float, text: str) -> str:
     anchor = "start" if at < 6 else "end" if at > 94 else "middle"
-    return _tag("text", text, x=f"{at}%", y=y, text_anchor=anchor, class_="tick")
+    return tag("text", text, x=f"{at}%", y=y, text_anchor=anchor, class_="tick")
