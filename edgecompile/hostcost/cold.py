@@ -151,14 +151,14 @@ def _chain_prices(
             path.write_bytes(graph.model({"x": shape}, [out]))
             cuts = take_apart(path, threads)
             call = runtime.bound(runtime.session(path, threads, optimise=True), {"x": runtime.made_up(shape, 1)})
-        wholes.append((min(runtime.median_us(call, threads, 0.03) for _ in range(2)), cuts))
+        wholes.append((min(runtime.typical_us(call, threads, 0.03) for _ in range(2)), cuts))
         for key, cut in {cut.key: cut for cut in cuts}.items():  # once a size: the least disturbed moment counts
-            alone[key] = min(alone.get(key, math.inf), time_alone_us(cut, run_us, threads))
+            alone[key] = min(alone.get(key, math.inf), time_alone_us(cut, threads))
     prices = []
     for whole, cuts in wholes:
         weights_mb = sum(c.weight_bytes for c in cuts) / 1e6
         single = weights_mb < 1.5 * layer_mb
-        prices.append(0.0 if single else (whole - run_us - sum(alone[c.key] for c in cuts)) / weights_mb)
+        prices.append(0.0 if single else (whole - run_us - sum(alone[c.key] - run_us for c in cuts)) / weights_mb)
     return weights_class(max(cuts, key=lambda c: c.weight_bytes)), prices
 
 
@@ -169,7 +169,7 @@ def _activation_price(threads: int) -> float:
     live = runtime.session(graph.model({"x": (values,)}, [graph.node("Neg", ["x"])]), threads)
     call = runtime.bound(live, {"x": runtime.made_up((values,), 1)})
     rubbish = np.ones(1 << 24, np.float32)
-    warm = runtime.median_us(call, threads)
+    warm = runtime.typical_us(call, threads)
     now = runtime.clock(threads)
     times = []
     for _ in range(9):

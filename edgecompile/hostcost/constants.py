@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -55,27 +54,32 @@ def from_json(found: Mapping[str, Any]) -> Constants:
 
 def measure(threads: int, quick: bool = False) -> Constants:
     """Measure them all: half a minute, or `quick` in some seconds."""
-    probes = [probe_us(threads) for _ in range(3)]
-    run_us, node_us = _dispatch(threads)
-    view_us = _views(threads)
+    looks = [_look(threads) for _ in range(2)]
+    run_us, node_us, view_us, _ = (min(values) for values in zip(*looks, strict=True))
     found = coldness.measure(run_us, threads, quick)
-    probes += [probe_us(threads) for _ in range(3)]
+    looks += [_look(threads) for _ in range(2)]
+    run_us, node_us, view_us, probe = (min(values) for values in zip(*looks, strict=True))
     return Constants(
         run_us=run_us,
         node_us=node_us,
         view_us=view_us,
         block=block(threads),
         cold=found,
-        probe_us=statistics.median(probes),
-        spread=max(probes) / min(probes) - 1,
+        probe_us=probe,
+        spread=max(look[-1] for look in looks) / probe - 1,
         quick=quick,
     )
+
+
+def _look(threads: int) -> tuple[float, float, float, float]:
+    """A run without nodes, one node more, one view more, and the probe; the least of several looks is undisturbed."""
+    return (*_dispatch(threads), _views(threads), probe_us(threads))
 
 
 def probe_us(threads: int) -> float:
     """A product of 64x256 by 256x256, warm: some ten microseconds that follow the clock and the neighbours."""
     graph = Plain()
-    return runtime.median_us(_call(graph.model({"x": (64, 256)}, [graph.product("x", 256, 256)]), threads), threads)
+    return runtime.typical_us(_call(graph.model({"x": (64, 256)}, [graph.product("x", 256, 256)]), threads), threads)
 
 
 def block(threads: int) -> int:
@@ -102,7 +106,7 @@ def _dispatch(threads: int) -> tuple[float, float]:
         graph, out = Plain(), "x"
         for _ in range(count):
             out = graph.node("Neg", [out])
-        times[count] = runtime.median_us(_call(graph.model({"x": (1,)}, [out]), threads), threads, 0.05)
+        times[count] = runtime.typical_us(_call(graph.model({"x": (1,)}, [out]), threads), threads, 0.05)
     node_us = max(0.0, (times[121] - times[21]) / 100)
     return max(0.0, times[1] - node_us), node_us
 
@@ -114,7 +118,7 @@ def _views(threads: int) -> float:
         shapes = [graph.constant(np.array(shape)) for shape in ([4, 1, 64], [4, 64, 1])]
         for i in range(count):
             out = graph.node("Reshape", [out, shapes[i % 2]])
-        times.append(runtime.median_us(_call(graph.model({"x": (4, 64, 1)}, [out]), threads), threads, 0.05))
+        times.append(runtime.typical_us(_call(graph.model({"x": (4, 64, 1)}, [out]), threads), threads, 0.05))
     return max(0.0, (times[1] - times[0]) / 100)
 
 

@@ -242,8 +242,8 @@ def _tensors(name: str, model: onnx.ModelProto, path: Path) -> dict[str, Tensor]
     return found
 
 
-def time_alone_us(cut: Cut, run_us: float, threads: int, budget_s: float = 0.006) -> float:
-    """Warm microseconds of a node on its own, with its dispatch and without the run."""
+def time_alone_us(cut: Cut, threads: int, budget_s: float = 0.006) -> float:
+    """Warm microseconds of a run of a node on its own."""
     model, feed = cut.model()
     live = runtime.session(model, threads)
     try:
@@ -253,4 +253,4 @@ def time_alone_us(cut: Cut, run_us: float, threads: int, budget_s: float = 0.006
         raise InputError(
             f"{cut.name} ({cut.op}): does not run alone on made-up values: {text}; time the whole model instead"
         ) from None
-    return max(0.05, runtime.median_us(call, threads, budget_s) - run_us)
+    return runtime.typical_us(call, threads, budget_s)

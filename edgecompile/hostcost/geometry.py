@@ -187,8 +187,8 @@ def work(cut: Cut, us: float = 0.0) -> Work:
 
 
 _FEWEST = 5
-_GUESS = (0.3, 2.5e-5, 5e-5, 1e-4)
-"""us a node, a multiply-accumulate, a byte of weights, a byte moved: where nothing alike was measured."""
+_GUESS = (2.5, 2.5e-5, 5e-5, 1e-4)
+"""us a run of a node, a multiply-accumulate, a byte of weights, a byte moved: where nothing alike was measured."""
 
 
 def laws(measured: Iterable[Work]) -> dict[str, tuple[float, ...]]:
@@ -204,7 +204,7 @@ def laws(measured: Iterable[Work]) -> dict[str, tuple[float, ...]]:
     found = {}
     for name, items in groups.items():
         if len(items) >= _FEWEST:
-            us = np.array([max(i.us, 0.05) for i in items])
+            us = np.array([max(i.us, 0.5) for i in items])
             columns = np.array([[1.0, i.macs, i.weight_bytes, i.moved_bytes] for i in items]) / us[:, None]
             scale = np.maximum(columns.max(axis=0), 1e-30)
             found[name] = tuple(float(c) for c in nnls(columns / scale, np.ones(len(items)))[0] / scale)

@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass
 class Table:
-    """Times by node, and what they were measured with; a node's time excludes the run and includes its dispatch.
+    """Microseconds of a run of each node alone, and what they were measured with.
 
     `kept` is false for a table that must not be written: somebody else's file, given by hand.
     """
