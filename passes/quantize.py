@@ -64,7 +64,7 @@ class Quantize(Pass):
             raise PassError("quantize: the target has no integer kernels; leave the pass out")
         if ctx.calib is None:
             raise PassError("quantize: needs calibration data: give --calib with images, an .npz or module:function")
-        recipe = self._recipe()
+        recipe = self._recipe(ctx)
         program = _folded(program, ctx)
         self._check_globs(program, table)
         keep = self._keep()
@@ -91,7 +91,8 @@ class Quantize(Pass):
         ctx.stats["float_layers"] = len(placement.left)
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
-        if recipe.activation == "s8" and platform.machine() in ("x86_64", "AMD64"):
+        here = ctx.device is None or ctx.device.measured_here
+        if here and recipe.activation == "s8" and platform.machine() in ("x86_64", "AMD64"):
             ctx.note("signed activations: ONNX Runtime leaves many convolutions in float behind Q/DQ on x86; use u8")
         ctx.note(
             f"activations {recipe.activation}, weights int8 per channel"
@@ -114,13 +115,15 @@ class Quantize(Pass):
                 known = {layer(n) for n in place(program, table, lambda node: False).weights}
                 raise PassError(f"quantize: {option}: {glob!r} matches no layer{near(glob, known)}")
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, ctx: Context) -> Recipe:
         from edgecompile.measure import machine
 
         flags = machine()["flags"]
         assert isinstance(flags, (list, tuple))
-        exact = any(f in flags for f in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
-        activation = "u8" if self.activations == "auto" else self.activations
+        here = ctx.device is None or ctx.device.measured_here
+        exact = not here or any(f in flags for f in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
+        usual = ctx.target.activations if ctx.target is not None else "u8"
+        activation = usual if self.activations == "auto" else self.activations
         # without VNNI, ONNX Runtime multiplies u8 by s8 in saturating 16-bit sums: seven-bit weights cannot overflow
         saturates = not exact and activation == "u8"
         reduce_range = saturates if self.reduce_range == "auto" else self.reduce_range == "yes"

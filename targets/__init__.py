@@ -12,6 +12,9 @@ TARGETS: dict[str, str] = {
 PLANNED = ("tensorrt", "coreml")
 """Artifacts that deployments name and that are still to come."""
 
+PRIMARY = {"mobile": 2}
+"""How many artifacts of a deployment its budgets bind, where it is not the first alone."""
+
 DEPLOYMENTS: dict[str, tuple[str, ...]] = {
     "host": ("onnx@host",),
     "a100": ("tensorrt@a100-sxm-80gb",),

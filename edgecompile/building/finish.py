@@ -37,7 +37,7 @@ from edgecompile.verify import DRIFT_DB, first_drift, layer_drift, output_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgecompile.building.run import Job
+    from edgecompile.building.jobs import Job
 
 _KEPT_LAYERS = 200
 _DRIFT_BATCHES = 8

@@ -15,7 +15,7 @@ from edgecompile.report import Model, Refusal, Report
 from edgecompile.teacher import Teacher
 
 if TYPE_CHECKING:
-    from edgecompile.building.run import Job
+    from edgecompile.building.jobs import Job
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "nncf", "torchao", "numpy")
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|bad_alloc|Failed to allocate memory|can't allocate")

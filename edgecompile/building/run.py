@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__
 from edgecompile.building.finish import finish, write_report
-from edgecompile.building.options import Budgets, BuildOptions, deployment, options_from
+from edgecompile.building.jobs import Job, prepare
+from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
 from edgecompile.building.predicted import predictor
+from edgecompile.building.several import several
 from edgecompile.building.workshop import Progress, Workshop, cached_outputs
 from edgecompile.data import Outputs, choose_score, digest_of, open_dataset, outputs, truth
-from edgecompile.device import DeviceProfile
 from edgecompile.errors import (
     InputError,
     OutputError,
     SpecError,
-    TargetError,
     Unsupported,
 )
-from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, parse_one, show
+from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, show
 from edgecompile.program import Program
 from edgecompile.report import Report
 from edgecompile.store import Cache, hold, key
@@ -33,19 +33,6 @@ from edgecompile.teacher import Teacher
 
 if TYPE_CHECKING:
     from edgecompile.data import Dataset
-
-
-@dataclass(frozen=True)
-class Job:
-    """One artifact to build: everything that was typed, read and checked, and nothing done yet."""
-
-    options: BuildOptions
-    budgets: Budgets
-    name: str
-    target: Target
-    device: DeviceProfile
-    threads: int
-    passes: tuple[Pass, ...] | None = None
 
 
 def build(
@@ -72,11 +59,18 @@ def build(
         raise SpecError(f"build: give options or keywords, not both ({', '.join(values)})")
     out = Path(chosen.out)
     name = model if isinstance(model, str) else model.name
+
+    def run(what: str | Teacher, job: Job) -> Report:
+        return _run(what, job, progress, observers, cache or Cache())
+
     if chosen.dry_run:
-        return _run(model, prepare(chosen, passes, target), progress, observers, cache or Cache())
+        return run(model, prepare(chosen, passes, target)[0])
     with hold(out):
         try:
-            return _run(model, prepare(chosen, passes, target), progress, observers, cache or Cache())
+            jobs = prepare(chosen, passes, target)
+            if len(jobs) == 1:
+                return run(model, jobs[0])
+            return several(model if isinstance(model, Teacher) else _load(model, chosen), jobs, run)
         except BaseException as error:  # Ctrl-C and our own bugs leave a report too
             shown = told(error)
             with contextlib.suppress(OutputError):  # the first error is the one to be heard of
@@ -84,30 +78,6 @@ def build(
             if shown is error:
                 raise
             raise shown from error
-
-
-def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> Job:
-    """Read everything that can be wrong without looking at the model."""
-    from edgecompile.passes import PASSES
-    from edgecompile.targets import DEPLOYMENTS, PLANNED, TARGETS
-
-    budgets = options.budgets()
-    pairs = deployment(options.target, options.device, DEPLOYMENTS)
-    call, device_name = pairs[0]
-    if own is None and call.name in PLANNED:
-        raise TargetError(
-            f"--target {options.target}: this version has no {call.name} artifact yet; "
-            f"--target onnx@{device_name} builds ONNX with latencies predicted for that device",
-            rule="toolchain",
-        )
-    target: Target = own or parse_one(call, TARGETS, "--target")
-    device = DeviceProfile.load(device_name)
-    if options.pipeline is not None:
-        parse(options.pipeline, PASSES)
-        if passes is not None:
-            raise SpecError("build: give a pipeline or passes, not both")
-    given = None if passes is None else tuple(passes)
-    return Job(options, budgets, options.target, target, device, options.threads or device.threads, given)
 
 
 def _run(

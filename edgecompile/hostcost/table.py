@@ -140,7 +140,7 @@ def load_file(path: Path, threads: int) -> Table:
     """A table given by hand: used when it fits this machine, and never written."""
     if not path.is_file():
         raise InputError(
-            f"{path}: no such table; make one with edgecompile.hostcost.profile(), or leave the option out"
+            f"{path}: no such table; make one with `edgecompile profile`, or leave the option out"
         )
     who = identity(threads)
     found, notes = _checked(path)

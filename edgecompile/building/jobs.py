@@ -1,0 +1,74 @@
+"""What was typed as jobs: one an artifact, everything read and checked, and nothing done yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgecompile.building.options import Budgets, BuildOptions, deployment
+from edgecompile.device import DeviceProfile
+from edgecompile.errors import SpecError, TargetError
+from edgecompile.pass_manager import Pass, parse, parse_one
+from edgecompile.spec import Call
+from edgecompile.target import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to build: everything that was typed, read and checked, and nothing done yet."""
+
+    options: BuildOptions
+    budgets: Budgets
+    name: str
+    target: Target
+    device: DeviceProfile
+    threads: int
+    passes: tuple[Pass, ...] | None = None
+    primary: bool = True
+
+
+def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> tuple[Job, ...]:
+    """Read everything that can be wrong without looking at the model; a job an artifact, the primary ones first."""
+    from edgecompile.passes import PASSES
+    from edgecompile.targets import DEPLOYMENTS, PRIMARY
+
+    if options.pipeline is not None:
+        parse(options.pipeline, PASSES)
+        if passes is not None:
+            raise SpecError("build: give a pipeline or passes, not both")
+    given = None if passes is None else tuple(passes)
+    pairs = deployment(options.target, options.device, DEPLOYMENTS)
+    if own is not None:
+        pairs = pairs[:1]
+    bound = PRIMARY.get(options.target, 1)
+    return tuple(
+        _job(options, call, device, given, own, len(pairs) > 1, index < bound)
+        for index, (call, device) in enumerate(pairs)
+    )
+
+
+def _job(
+    options: BuildOptions,
+    call: Call,
+    device_name: str,
+    passes: tuple[Pass, ...] | None,
+    own: Target | None,
+    several: bool,
+    primary: bool,
+) -> Job:
+    from edgecompile.targets import PLANNED, TARGETS
+
+    if own is None and call.name in PLANNED:
+        raise TargetError(
+            f"--target {options.target}: this version has no {call.name} artifact yet; "
+            f"--target onnx@{device_name} builds ONNX with latencies predicted for that device",
+            rule="toolchain",
+        )
+    target: Target = own or parse_one(call, TARGETS, "--target")
+    device = DeviceProfile.load(device_name)
+    name = f"{target.name}@{device.name}" if several else options.target
+    budgets = options.budgets()
+    if not primary:  # budgets bind the primary artifacts; the others are labelled
+        budgets = replace(budgets, latency=None, drop_pp=None, size_bytes=None, size_percent=None)
+    threads = options.threads or device.threads
+    return Job(options, budgets, name, target, device, threads, passes, primary)
