@@ -72,7 +72,7 @@ class DeviceProfile:
     """A device as a target sees it. `measured_here` is true for the machine that runs the build.
 
     `runtime` names what executes artifacts there. `threads` is the default number of threads that an artifact is
-    measured with, `memory_mb` the largest resident size of a model (0: not limited). `law` is the shape of the latency
+    measured with, `memory_mb` the memory that a model may fill. `law` is the shape of the latency
     predictor (see `edgecompile.cost.laws`), `fit` the name of its fitted parameters. The first of `units` is the one
     that networks run on, the last the one that takes what others cannot. `mode` is the power mode in force.
     """
@@ -82,7 +82,7 @@ class DeviceProfile:
     runtime: str
     measured_here: bool = False
     threads: int = 1
-    memory_mb: int = 0
+    memory_mb: Figure | None = None
     source: str = ""
     law: Law = "none"
     fit: str = ""

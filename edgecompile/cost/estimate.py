@@ -108,8 +108,7 @@ def estimate(
     of = _on(DeviceProfile.load(device) if isinstance(device, str) else device, unit)
     load = program if isinstance(program, Workload) else workload(program)
     works = tuple(w.at(batch) for w in load.works) if load.dynamic else load.works
-    notes = _notes(load, batch)
-    batch = batch if load.dynamic else load.batch
+    asked, batch = batch, batch if load.dynamic else load.batch
     chosen, uniform, on = _dtype(of, dtype), dtype is not None, sheet(of)
     if sparse and not on.rate(chosen, sparse=True):
         raise SpecError(f"{of.name} has no 2:4 rate in {chosen}: it has {', '.join(on.sparse_rates) or 'none'}")
@@ -129,6 +128,7 @@ def estimate(
         "start", "", "start", chosen, floor, floor / spread, floor * spread, "launch", of.unit, 0, 0, 0.0
     )  # fmt: skip
     rows = _rows(works, of, found, total * scale, c, on, spread**_ROW_POWER, moved)
+    memory = _memory_mb(load, works, c, batch, chosen)
     return Estimate(
         f"{of.name}:{of.mode}" if of.mode else of.name,
         leading if leading == chosen else f"{leading}+{chosen}",
@@ -136,10 +136,10 @@ def estimate(
         judged.latency,
         judged.validated,
         (*rows, start),
-        _memory_mb(load, works, c, batch, chosen),
+        memory,
         judged.evidence,
         ledger,
-        notes,
+        _notes(load, asked, memory, of),
     )
 
 
@@ -205,11 +205,13 @@ def _memory_mb(load: Workload, works: Sequence[Work], c: Columns, batch: int, dt
     return (float(c.weight_bytes.sum()) + looked_up + alive) / 1e6
 
 
-def _notes(load: Workload, batch: int) -> tuple[str, ...]:
+def _notes(load: Workload, batch: int, memory_mb: float, of: DeviceProfile) -> tuple[str, ...]:
     unknown = sorted(set(load.unknown.values()))
     found = [f"priced by their bytes alone, for want of a rule: {', '.join(unknown)}"] if unknown else []
     if not load.dynamic and batch not in (1, load.batch):
         found.append(f"the program takes batches of {load.batch} only: priced at that, not at {batch}")
+    if of.memory_mb and memory_mb > of.memory_mb.value:
+        found.append(f"needs {memory_mb:.0f} MB, more than the {of.memory_mb.value:.0f} MB of {of.title}")
     return tuple(found)
 
 
