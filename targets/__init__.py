@@ -6,10 +6,11 @@ from edgecompile.errors import SpecError, near
 
 TARGETS: dict[str, str] = {
     "onnx": "edgecompile.targets.onnx:Onnx",
+    "coreml": "edgecompile.targets.coreml:CoreMl",
 }
 """Word on the command line -> `module:Class`; imported only when it is asked for."""
 
-PLANNED = ("tensorrt", "coreml")
+PLANNED = ("tensorrt",)
 """Artifacts that deployments name and that are still to come."""
 
 PRIMARY = {"mobile": 2}

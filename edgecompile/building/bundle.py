@@ -109,7 +109,8 @@ def fill(
             target = folder / path.relative_to(artifact.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-            files[artifact.kind if path == artifact.path else f"{artifact.kind}:{path.name}"] = target
+            inside = path.relative_to(artifact.folder).as_posix()
+            files[artifact.kind if path == artifact.path else f"{artifact.kind}:{inside}"] = target
     with torch.no_grad():
         outputs = run(golden) if run is not None else fixed(*golden)
     arrays = {f"input:{n}": t.numpy() for n, t in zip(fixed.input_names, golden, strict=True)}
