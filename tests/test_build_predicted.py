@@ -50,12 +50,6 @@ def test_what_nothing_backs_is_inconclusive(folder: Path) -> None:
     assert "measure it with edgecompile profile" in body["budgets"][0]["reachable"]
 
 
-def test_an_artifact_still_to_come_says_what_to_do(folder: Path) -> None:
-    ended = warm.cli(folder, "build", "net.py:net", "--target", "orin", "--out", "orin").wait()
-    assert ended.code == errors.UNSUPPORTED
-    assert "--target onnx@agx-orin-64gb" in ended.err.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("low", "high", "kind", "verdict"),
     [

@@ -121,7 +121,7 @@ def finish(
         verify=verify,
         decisions=_decisions(shop, chosen, why),
         notes=tuple(
-            dict.fromkeys((*teacher.program.notes, *teacher.notes, *final.artifact.notes, *_data_notes(evaluate)))
+            dict.fromkeys((*teacher.program.notes, *teacher.notes, *_artifact_notes(final), *_data_notes(evaluate)))
         ),
         preprocessing=portable(teacher.preprocessing),
         golden=golden_kind,
@@ -239,7 +239,7 @@ def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> 
         None if unknown else low,
         None if unknown else high,
         certified,
-        "measured",
+        "predicted" if final.stands_in else "measured",
         scored.samples,
         evaluate.independent if evaluate is not None else "",
     )
@@ -259,6 +259,11 @@ def portable(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
     return {k: plain(v) for k, v in preprocessing.items()}
+
+
+def _artifact_notes(final: Built) -> tuple[str, ...]:
+    instead = ("scored and compared by the same graph in ONNX Runtime, not on the device",) if final.stands_in else ()
+    return (*final.artifact.notes, *instead)
 
 
 def _data_notes(evaluate: Dataset | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgecompile.building.options import Budgets, BuildOptions, deployment
 from edgecompile.device import DeviceProfile
-from edgecompile.errors import SpecError, TargetError
+from edgecompile.errors import SpecError
 from edgecompile.pass_manager import Pass, parse, parse_one
 from edgecompile.spec import Call
 from edgecompile.target import Target
@@ -56,14 +56,8 @@ def _job(
     several: bool,
     primary: bool,
 ) -> Job:
-    from edgecompile.targets import PLANNED, TARGETS
+    from edgecompile.targets import TARGETS
 
-    if own is None and call.name in PLANNED:
-        raise TargetError(
-            f"--target {options.target}: this version has no {call.name} artifact yet; "
-            f"--target onnx@{device_name} builds ONNX with latencies predicted for that device",
-            rule="toolchain",
-        )
     target: Target = own or parse_one(call, TARGETS, "--target")
     device = DeviceProfile.load(device_name)
     name = f"{target.name}@{device.name}" if several else options.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ import numpy as np
 from edgecompile.building import predicted
 from edgecompile.building.predicted import Predict
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
+from edgecompile.errors import TargetError
 from edgecompile.measure import (
     Drop,
     Interval,
@@ -43,13 +45,17 @@ _WORTH = 0.9
 
 @dataclass(frozen=True)
 class Built:
-    """An artifact in its runtime; `call` is what is timed, `score` and `found` are None without evaluation data."""
+    """An artifact in its runtime; `call` is what is timed, `score` and `found` are None without evaluation data.
+
+    `stands_in`: its own runtime is not here, and `run` is another's reading of the same graph.
+    """
 
     digest: str
     artifact: Artifact
     run: Run | None
     call: Callable[[], object] | None
     size_bytes: int
+    stands_in: bool = False
     scored: Scored | None = None
     found: Outputs | None = None
 
@@ -82,11 +88,14 @@ class Workshop:
         if digest not in self._made:
             fixed = program.specialised(self.batch)
             artifact = self._emitted(digest, fixed)
-            run = self.target.load(artifact, self.threads)
+            run, stands_in = self.target.load(artifact, self.threads), False
+            if run is None and (reference := getattr(self.target, "reference", None)) is not None:
+                with contextlib.suppress(TargetError):  # of a dtype that no runtime here has
+                    run, stands_in = reference(artifact, self.threads), True
             bound = getattr(run, "bound", None)
-            call = bound(fixed.inputs) if bound is not None else None
+            call = bound(fixed.inputs) if bound is not None and not stands_in else None
             size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name not in SCRIPTS)
-            self._made[digest] = self._scored(Built(digest, artifact, run, call, size))
+            self._made[digest] = self._scored(Built(digest, artifact, run, call, size, stands_in))
         return self._made[digest]
 
     def _emitted(self, digest: str, fixed: Program) -> Artifact:

@@ -139,9 +139,7 @@ def load(folder: Path, threads: int) -> Table:
 def load_file(path: Path, threads: int) -> Table:
     """A table given by hand: used when it fits this machine, and never written."""
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such table; make one with `edgecompile profile`, or leave the option out"
-        )
+        raise InputError(f"{path}: no such table; make one with `edgecompile profile`, or leave the option out")
     who = identity(threads)
     found, notes = _checked(path)
     if found is not None and found["identity"] != who:

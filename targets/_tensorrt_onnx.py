@@ -1,0 +1,201 @@
+"""ONNX for TensorRT: symmetric Q/DQ, opset 17 where the operators allow it, explicit types."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from edgecompile.errors import TargetError
+from edgecompile.program import Program
+from edgecompile.rewrite import layer
+from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads, _tensorrt_types
+from edgecompile.targets._onnx_graph import Graph
+from edgecompile.targets.onnx import _EXTERNAL_BYTES, Onnx, _simplified
+
+Dtype = Literal["fp16", "bf16", "fp32"]
+Sizes = Mapping[str, tuple[int, ...]]
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_EXPORTED_OPSET = 18  # torch's own operator set; later ones are converted from it
+_READ_BY_8_6 = 17
+_REDUCTIONS = {
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+}
+KEPT_IN_FP32 = {
+    "Softmax",
+    "LogSoftmax",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+}
+"""What must be named to TensorRT 8.6, which may choose narrower types than the file has."""
+_NEW_IN_18 = {
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "CenterCropPad",
+    "Col2Im",
+    "Mish",
+    "OptionalGetElement",
+}
+
+
+def build(program: Program, dtype: Dtype, metadata: Mapping[str, str], notes: list[str]) -> onnx.ModelProto:
+    """The model that TensorRT parses; `program` has a fixed batch and symmetric Q/DQ already."""
+    model = plain(program, notes)
+    count = _tensorrt_types.assign(model, dtype) if dtype != "fp32" else 0
+    if count:
+        notes.append(f"{dtype} with {count} explicit casts: softmax, norms, reductions and what integers feed are fp32")
+    _onnx_graph.tidy(model, metadata)
+    onnx.checker.check_model(model, full_check=dtype != "bf16")  # bfloat16 is wider in TensorRT than in opset 17
+    return model
+
+
+def plain(program: Program, notes: list[str]) -> onnx.ModelProto:
+    """The same in float32, shapes inferred: what the typed file, and DLA's without Q/DQ, are made of."""
+    model = Onnx(opset=_EXPORTED_OPSET)._exported(program)
+    notes += _onnx_attention.blind_rows(program)
+    _onnx_graph.name_outputs(model, program.output_names)
+    model = _simplified(model, notes)
+    _onnx_graph.pool_globally(model)
+    _onnx_pads.fold_pads(model)
+    _onnx_graph.merge_quantization(model)
+    _onnx_graph.transpose_weights(model)
+    if (why := older(model)) is not None:
+        notes.append(f"opset {_EXPORTED_OPSET}, which TensorRT 8.6 does not read: {why}")
+    if model.ByteSize() > _EXTERNAL_BYTES:
+        raise TargetError("tensorrt: the model passes 2 GB, the limit of one ONNX file; quantize or prune it first")
+    _remember(model, program)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def older(model: onnx.ModelProto) -> str | None:
+    """Rewrite the model to opset 17, in place; why not, where one operator keeps it at 18.
+
+    TensorRT 8.6's parser takes the axes of a reduction from the attribute alone: given as an input, which is the form
+    of opset 18, it ignores them and reduces over every axis.
+    """
+    sizes = _sizes(model)
+    graph = Graph(model)
+    edits: list[Callable[[], None]] = []
+    for node in graph.proto.node:
+        why = _edit(graph, node, edits, sizes)
+        if why is not None:
+            return f"{node.name} ({node.op_type}) {why}"
+    for edit in edits:
+        edit()
+    for domain in model.opset_import:
+        if domain.domain in ("", "ai.onnx"):
+            domain.version = _READ_BY_8_6
+    model.ir_version = min(model.ir_version, 8)
+    graph.finish()
+    return None
+
+
+def _edit(graph: Graph, node: onnx.NodeProto, edits: list[Callable[[], None]], sizes: Sizes) -> str | None:
+    """Add what makes one node older to `edits`; or say why it cannot be."""
+    if node.op_type in _NEW_IN_18:
+        return "is new in opset 18"
+    if node.op_type in _REDUCTIONS and len(node.input) > 1:
+        axes = graph.value(node.input[1])
+        if axes is None:
+            return "has computed axes"
+        edits.append(lambda: _axes_as_attribute(node, axes))
+    elif node.op_type == "Split" and len(node.input) < 2:
+        edits.append(lambda: _split_sizes(graph, node, sizes))
+    elif node.op_type == "Pad" and len(node.input) > 3 and node.input[3]:
+        return "names its axes"
+    elif node.op_type == "Resize":
+        extra = {a.name: a for a in node.attribute if a.name in ("antialias", "axes", "keep_aspect_ratio_policy")}
+        if "axes" in extra or ("antialias" in extra and extra["antialias"].i):
+            return "names its axes or antialiases"
+        edits.append(lambda: _drop(node, *extra))
+    elif node.op_type in ("ScatterElements", "ScatterND"):
+        mode = next((a.s for a in node.attribute if a.name == "reduction"), b"none")
+        if mode in (b"max", b"min"):
+            return "keeps a maximum or minimum"
+    return None
+
+
+def _axes_as_attribute(node: onnx.NodeProto, axes: np.ndarray) -> None:
+    empty = next((a.i for a in node.attribute if a.name == "noop_with_empty_axes"), 0)
+    _drop(node, "noop_with_empty_axes")
+    if axes.size:
+        node.attribute.append(helper.make_attribute("axes", [int(a) for a in axes.ravel()]))
+        del node.input[1:]
+    elif empty:
+        node.op_type = "Identity"
+        del node.input[1:], node.attribute[:]
+    else:
+        del node.input[1:]
+
+
+def _sizes(model: onnx.ModelProto) -> Sizes:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in (*inferred.value_info, *inferred.output)
+    }
+
+
+def _split_sizes(graph: Graph, node: onnx.NodeProto, sizes: Sizes) -> None:
+    """The parts' sizes as an input: their number alone may leave a smaller last part, in opset 18 only."""
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    parts = [sizes[o][axis] for o in node.output]
+    _drop(node, "num_outputs")
+    node.input.append(graph.constant(f"{node.name}_sizes", np.asarray(parts, np.int64)))
+
+
+def _drop(node: onnx.NodeProto, *names: str) -> None:
+    kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in node.attribute if a.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def operators(model: onnx.ModelProto) -> list[dict[str, str]]:
+    """Each node that computes, with its layer, and the type that it computes in: int8 between DQ and Q."""
+    graph = Graph(model)
+    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types |= {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
+    rows = []
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear", "Identity"):
+            continue
+        sources = [graph.producer[i].op_type for i in node.input if i in graph.producer]
+        made = onnx.TensorProto.DataType.Name(types.get(node.output[0], 0)).lower()
+        dtype = "int8" if "DequantizeLinear" in sources else made
+        rows.append({"name": node.name, "op": node.op_type, "layer": origin(node), "unit": "GPU", "dtype": dtype})
+    return rows
+
+
+def _remember(model: onnx.ModelProto, program: Program) -> None:
+    """Write the layer paths again that simplification has dropped, by the names of nodes and values."""
+    known = {n.name: layer(n) for n in program.graph.graph.nodes if n.op == "call_function"}
+    for node in model.graph.node:
+        names = [*node.output, node.name.removeprefix("node_")]
+        path = next((known[n] for n in names if n in known), None)
+        if path is not None and not any(p.key == _SCOPES for p in node.metadata_props):
+            node.metadata_props.add(key=_SCOPES, value=repr(["", path, node.name]))
+
+
+def origin(node: onnx.NodeProto) -> str:
+    """The layer path that was written for a node, else the node's own name."""
+    text = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+    try:
+        scopes = [s for s in ast.literal_eval(text) if s] if text else []
+    except (ValueError, SyntaxError):
+        scopes = []
+    return str(scopes[-2]) if len(scopes) > 1 else node.name

@@ -1,0 +1,87 @@
+"""The compiler's own process: a saved program in, a library and a description of it out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: str) -> None:
+    """Compile `program.pt2` as `order.json` says; `result.json` comes last."""
+    warnings.simplefilter("ignore")
+    work = Path(folder)
+    order = json.loads((work / "order.json").read_text())
+    import torch
+
+    from edgecompile.targets import _tvm_graph, _tvm_machine
+
+    start = time.perf_counter()
+    machine = _tvm_machine.named(order["arch"], order["vectors"])
+    target = machine.target()
+    module = _tvm_graph.imported(torch.export.load(work / "program.pt2"))
+    module, functions = _tvm_graph.lowered(module, target, machine.simd)
+    refused = [] if order["allow_slow"] else _slow(functions, order["large"])
+    result: dict[str, Any] = {
+        "versions": _versions(),
+        "machine": machine.facts(),
+        "functions": [f.row() for f in functions],
+        "refused": refused,
+        "files": [],
+    }
+    if not refused:
+        executable = _tvm_graph.executable(module, target)
+        result["main"] = _exported(executable, work, order)
+        result["files"] = [result["main"]]
+    result["compile_s"] = time.perf_counter() - start
+    (work / "result.json").write_text(json.dumps(result))
+
+
+def _slow(functions: Any, large: int) -> list[str]:
+    return [
+        f"{f.name}: no schedule rule takes it and it has {f.operations} operations: allow_slow runs it in plain loops"
+        for f in functions
+        if f.rule is None and f.operations > large
+    ]
+
+
+def _exported(executable: Any, work: Path, order: dict[str, Any]) -> str:
+    """The library, or the objects where another linker must make it."""
+    from tvm.support import cc
+
+    if order["arch"] == "android":
+        executable.export_library(str(work / "made.tar"), workspace_dir=str(work))
+        _same_tar(work / "made.tar", work / "objects.tar")
+        return "objects.tar"
+    options = ["-O2", "-s", "-Wl,--build-id=none"]
+    executable.export_library(
+        str(work / "model.so"), workspace_dir=str(work), fcompile=cc.cross_compiler(order["linker"], options=options)
+    )
+    return "model.so"
+
+
+def _same_tar(made: Path, into: Path) -> None:
+    """The archive again without times and owners: the same objects give the same bytes."""
+    import io
+    import tarfile
+
+    with tarfile.open(made) as old, tarfile.open(into, "w") as new:
+        for member in sorted((m for m in old.getmembers() if m.isfile()), key=lambda m: m.name):
+            held = old.extractfile(member)
+            data = held.read() if held is not None else b""
+            plain = tarfile.TarInfo(Path(member.name).name)
+            plain.size = len(data)
+            new.addfile(plain, io.BytesIO(data))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("apache-tvm", "apache-tvm-ffi", "torch")}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
