@@ -99,6 +99,7 @@ def found(value: float, noisy: bool = False) -> Measured:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_estimates_learn_from_what_was_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECOMPILE_DATA", str(tmp_path / "data"))
     board = DeviceProfile.load("agx-orin-64gb:30W")

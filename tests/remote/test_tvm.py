@@ -141,6 +141,7 @@ def test_a_library_on_a_server(farm: Farm, artifact: Path) -> None:
     assert found.rows == ()
 
 
+@pytest.mark.slow
 def test_a_server_is_killed_in_the_middle(farm: Farm, artifact: Path) -> None:
     """The job still ends, on the other server, and with rounds of that one alone."""
     farm.serve("pair")
@@ -160,6 +161,7 @@ def test_a_server_is_killed_in_the_middle(farm: Farm, artifact: Path) -> None:
     assert note.startswith("a server was lost after 3 of 10 rounds")
 
 
+@pytest.mark.slow
 def test_the_only_server_is_killed(farm: Farm, artifact: Path) -> None:
     farm.serve("single")
     farm.ready("single", 1)

@@ -170,6 +170,7 @@ def test_a_library_with_a_flipped_header_is_one_line(emitted: tuple[Artifact, Pr
         Tvm().load(Artifact("tvm", tmp_path, "model.so", (), emitted[0].facts))
 
 
+@pytest.mark.slow
 def test_objects_for_android_are_the_same_twice_and_need_no_linker(tmp_path: Path) -> None:
     made = program()
     for name in ("a", "b"):
