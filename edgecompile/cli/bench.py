@@ -84,6 +84,32 @@ def validate(device: Device = None, write: Write = False, json_: Json = False) -
     return errors.OK
 
 
+@app.command("products")
+def products() -> int:
+    """Print the GPU law beside measured matrix products of an A100, by their number of rows."""
+    import numpy as np
+
+    from edgecompile.cli.progress import table
+    from edgecompile.cost.products import BANDS, ratios
+
+    rows, found = ratios()
+    cells = []
+    for low, high in (*BANDS, (1, 1 << 20)):
+        some = found[(rows >= low) & (rows <= high)]
+        error = np.abs(some - 1)
+        cells.append(
+            (
+                f"{low} to {high}",
+                len(some),
+                f"{np.median(some):.3f}",
+                f"{100 * np.median(error):.1f} %",
+                f"{100 * np.quantile(error, 0.9):.1f} %",
+            )
+        )
+    table(cells, ("rows", "n", "predicted/measured", "median error", "p90"))
+    return errors.OK
+
+
 @app.command("learn")
 def learn(json_: Json = False) -> int:
     """Show how few measured networks pull a new device in: each fitted device in turn is treated as one."""

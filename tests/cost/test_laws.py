@@ -177,3 +177,16 @@ def test_concatenations_are_partly_elided_and_order_does_not_matter() -> None:
         assert forward.total == pytest.approx(backward.total[::-1])
         copy = timed(device, replace(some[1], kind="copy")).total[0]
         assert forward.total[1] <= copy * (1 + 1e-9)
+
+
+def test_the_gpu_law_meets_measured_products() -> None:
+    """1893 products of an A100 from one row to 32768: what the tile constants come from."""
+    from edgecompile.cost.products import ratios
+
+    rows, found = ratios()
+    assert len(found) == 1893
+    error = abs(found - 1)
+    assert sorted(error)[len(error) // 2] < 0.12
+    assert sorted(error)[int(0.9 * len(error))] < 0.30
+    large = found[rows > 1024]
+    assert 0.9 < sorted(large)[len(large) // 2] < 1.1
