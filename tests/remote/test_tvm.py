@@ -97,15 +97,15 @@ def _free_port() -> int:
 def _has_client(pid: int) -> bool:
     """Whether something other than the tracker is connected to a process of this server."""
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return any(
-        c.status == psutil.CONN_ESTABLISHED and c.laddr.port in {x.laddr.port for x in _listening(family)}
-        for p in family
-        for c in p.net_connections(kind="tcp")
-    )
+    connections = [c for p in family for c in _connections(p)]
+    ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port in ports for c in connections)
 
 
-def _listening(family: list[psutil.Process]) -> list[psutil._common.pconn]:
-    return [c for p in family for c in p.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
+def _connections(process: psutil.Process) -> list[psutil._common.pconn]:
+    with suppress(psutil.NoSuchProcess):  # a child that has just ended
+        return process.net_connections(kind="tcp")
+    return []
 
 
 @pytest.fixture(scope="module")
