@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -61,8 +60,7 @@ def text_safe(name: str, limit: int = _SHOWN) -> str:
 
 
 def _printable(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category[0] != "C" and category not in ("Zl", "Zp")
+    return character.isprintable()  # spaces other than the plain one are not
 
 
 def _escaped(character: str) -> str:
