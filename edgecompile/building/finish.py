@@ -64,7 +64,13 @@ def finish(
         latency_budget(samples, job.budgets)
         if shop.predict is None or latency is None or teacher_latency is None
         else predicted.latency_budget(latency, teacher_latency, job.budgets),
-        drop_budget(drop, job.budgets, job.options.strict, job.options.max_drop or ""),
+        drop_budget(
+            drop,
+            job.budgets,
+            job.options.strict,
+            job.options.max_drop or "",
+            *(["nothing here can run the artifact: score it on the device"] if evaluate is not None else []),
+        ),
         size_budget(final.size_bytes, base.size_bytes, job.budgets, job.options.max_size or ""),
     ]
     budgets = tuple(row for row in rows if row is not None)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from edgecompile import hostcost
-from edgecompile.cost.estimate import Estimate, Latency, OperatorRow
+from edgecompile.cost.result import Estimate, Latency, OperatorRow
 from edgecompile.errors import SpecError
 from edgecompile.program import Program
 from edgecompile.target import Target

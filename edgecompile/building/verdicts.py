@@ -73,7 +73,9 @@ def latency_budget(samples: Mapping[str, Samples], budgets: Budgets) -> Budget |
     )
 
 
-def drop_budget(drop: Drop | None, budgets: Budgets, strict: bool, asked: str) -> Budget | None:
+def drop_budget(
+    drop: Drop | None, budgets: Budgets, strict: bool, asked: str, why: str = "no evaluation data: give --eval"
+) -> Budget | None:
     """The row for the accuracy budget: the observed drop decides, and with `strict` the data must prove it."""
     if budgets.drop_pp is None:
         return None
@@ -85,7 +87,7 @@ def drop_budget(drop: Drop | None, budgets: Budgets, strict: bool, asked: str) -
             "pp",
             None,
             "inconclusive",
-            reachable="no evaluation data: give --eval",
+            reachable=why,
         )
     answer: Answer = "pass" if drop.value_pp <= budgets.drop_pp + 1e-9 else "miss"
     reachable = f"{drop.value_pp:.2f} pp was the least" if answer == "miss" else ""

@@ -11,7 +11,7 @@ import typer
 from edgecompile import errors
 
 if TYPE_CHECKING:
-    from edgecompile.cost.estimate import Estimate
+    from edgecompile.cost.result import Estimate
 
 
 def estimate(
@@ -48,8 +48,8 @@ def estimate(
     """
     from pathlib import Path
 
-    from edgecompile.cost.estimate import as_json
     from edgecompile.cost.estimate import estimate as priced
+    from edgecompile.cost.result import as_json
     from edgecompile.device import DeviceProfile
     from edgecompile.models.loaders import load
     from edgecompile.pass_manager import Context, PassManager, parse

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,77 +14,16 @@ from edgecompile.cost.columns import ACTIVATION_BYTES, WEIGHT_BYTES, Columns, Fl
 from edgecompile.cost.fuse import workload
 from edgecompile.cost.laws import PARAMETERS, Seconds, Sheet
 from edgecompile.cost.predict import SHARED, seconds, sheet
+from edgecompile.cost.result import Bound, Estimate, Fallback, Latency, OperatorRow
 from edgecompile.cost.work import Work, Workload
 from edgecompile.device import DeviceProfile
 from edgecompile.errors import SpecError, Unsupported, near
 from edgecompile.program import Program
 
-Bound = Literal["compute", "memory", "launch"]
-
 _UNKNOWN_SPREAD = 2.0
 """Factor up and down where nothing backs a prediction, at least."""
 _ROW_POWER = 1.5
 """An operator alone is further off than the sum of many: its interval reaches this power of the network's factor."""
-
-
-@dataclass(frozen=True)
-class OperatorRow:
-    """One fused operator. Times in microseconds; `share` of the unit's peak rate that its arithmetic achieves."""
-
-    name: str
-    layer: str
-    op: str
-    dtype: str
-    us: float
-    low_us: float
-    high_us: float
-    bound: Bound
-    unit: str
-    macs: int
-    bytes: int
-    share: float
-    nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Latency:
-    """A latency in milliseconds with its 90 % interval; `kind` says how it came about."""
-
-    value: float
-    low: float
-    high: float
-    kind: Literal["measured", "predicted", "unvalidated"]
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """A node that the device's main unit cannot run, and the unit that takes it."""
-
-    node: str
-    layer: str
-    op: str
-    unit: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a program takes on a device. The rows, the last of which is the network's start, add up to the latency.
-
-    `validated` is True, or the reason why no measured latency backs the figure; `memory_mb` is the peak of weights and
-    activations together.
-    """
-
-    device: str
-    dtype: str
-    batch: int
-    latency_ms: Latency
-    validated: bool | str
-    rows: tuple[OperatorRow, ...]
-    memory_mb: float
-    evidence: str
-    fallbacks: tuple[Fallback, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
 
 def estimate(
@@ -210,6 +148,8 @@ def _notes(load: Workload, batch: int, memory_mb: float, of: DeviceProfile) -> t
     found = [f"priced by their bytes alone, for want of a rule: {', '.join(unknown)}"] if unknown else []
     if not load.dynamic and batch not in (1, load.batch):
         found.append(f"the program takes batches of {load.batch} only: priced at that, not at {batch}")
+    if damaged := measured.damaged(of):
+        found.append(damaged)
     if of.memory_mb and memory_mb > of.memory_mb.value:
         found.append(f"needs {memory_mb:.0f} MB, more than the {of.memory_mb.value:.0f} MB of {of.title}")
     return tuple(found)
@@ -279,27 +219,3 @@ def _fallbacks(works: Sequence[Work], of: DeviceProfile) -> tuple[tuple[Fallback
         if goes
     )
     return ledger, moved
-
-
-def as_json(found: Estimate) -> dict[str, Any]:
-    """The estimate as `--json` prints it."""
-    latency = found.latency_ms
-    return {
-        "device": found.device,
-        "dtype": found.dtype,
-        "batch": found.batch,
-        "latency_ms": {k: _round(getattr(latency, k)) for k in ("value", "low", "high")} | {"kind": latency.kind},
-        "validated": found.validated,
-        "evidence": found.evidence,
-        "memory_mb": _round(found.memory_mb),
-        "rows": [
-            {k: _round(v) if isinstance(v, float) else v for k, v in vars(row).items()} | {"nodes": list(row.nodes)}
-            for row in found.rows
-        ],
-        "fallbacks": [vars(f) for f in found.fallbacks],
-        "notes": list(found.notes),
-    }
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.5g}") if math.isfinite(value) else value

@@ -57,6 +57,8 @@ def add(one: Measurement) -> Path:
 
     path = folder() / f"{one.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and _rows(path) is None:
+        path.replace(path.with_suffix(".json.damaged"))  # kept for its owner, out of our way
     kept = [m for m in of(one.device) if (m.digest, m.dtype, m.batch) != (one.digest, one.dtype, one.batch)]
     rows = [_plain(m) for m in (*kept, one)][-_MOST:]
     write_atomic(path, json.dumps({"schema": 1, "rows": rows}, indent=1).encode())
@@ -65,11 +67,21 @@ def add(one: Measurement) -> Path:
 
 def of(device: str) -> list[Measurement]:
     """All measurements of a device, oldest first; none where the file cannot be read."""
-    path = folder() / f"{device}.json"
+    return _rows(folder() / f"{device}.json") or []
+
+
+def damaged(device: DeviceProfile) -> str:
+    """A line for the user where the measurements of a device cannot be read, else empty."""
+    path = folder() / f"{_key(device)}.json"
+    broken = path.exists() and _rows(path) is None
+    return f"{path} cannot be read and is left out: delete it and measure again" if broken else ""
+
+
+def _rows(path: Path) -> list[Measurement] | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         return [_read(row) for row in rows]
-    return []
+    return None
 
 
 def network(device: DeviceProfile, works: Sequence[Work], dtype: str) -> Measurement | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgecompile.cost.estimate import Estimate
+from edgecompile.cost.result import Estimate
 
 
 def events(model: str, found: Estimate) -> dict[str, Any]:

@@ -26,20 +26,11 @@ def profile_local(parcel: Parcel, plan: Plan, progress: Progress | None = None) 
     """Time a model here with ONNX Runtime; what arrived until `timeout_s` is kept and labelled."""
     nonce = secrets.token_hex(8)
     transcript = Transcript(nonce)
-    job = {
-        "nonce": nonce,
-        "tool": "onnxruntime",
-        "threads": plan.threads,
-        "batch": plan.batch,
-        "rounds": plan.rounds,
-        "samples": plan.samples,
-        "budget_s": min(60.0, plan.timeout_s / 2),
-    }
     folder = Path(tempfile.mkdtemp(prefix="edgecompile-"))
     try:
         for name, path in parcel.files.items():
             shutil.copyfile(path, folder / name)
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        (folder / "job.json").write_text(json.dumps(plan.for_onnxruntime(nonce)), encoding="utf-8")
         (folder / _SCRIPT).write_bytes((resources.files("edgecompile.remote") / _SCRIPT).read_bytes())
         late = _listened(folder, transcript, plan, progress)
     finally:

@@ -49,6 +49,18 @@ class Plan:
     timeout_s: float = 600.0
     samples: int = 1000
 
+    def for_onnxruntime(self, nonce: str) -> dict[str, Any]:
+        """What the script is told that times with ONNX Runtime."""
+        return {
+            "nonce": nonce,
+            "tool": "onnxruntime",
+            "threads": self.threads,
+            "batch": self.batch,
+            "rounds": self.rounds,
+            "samples": self.samples,
+            "budget_s": min(60.0, self.timeout_s / 2),
+        }
+
 
 @dataclass(frozen=True)
 class Run:
@@ -100,15 +112,7 @@ def _job(board: Board, parcel: Parcel, plan: Plan, nonce: str) -> dict[str, Any]
     """What the script on the board is told."""
     if board.trtexec:
         return {"nonce": nonce, **jetson.job(board.trtexec, board.banner, parcel, plan.batch, plan.samples)}
-    return {
-        "nonce": nonce,
-        "tool": "onnxruntime",
-        "threads": plan.threads,
-        "batch": plan.batch,
-        "rounds": plan.rounds,
-        "samples": plan.samples,
-        "budget_s": min(60.0, plan.timeout_s / 2),
-    }
+    return plan.for_onnxruntime(nonce)
 
 
 def asked(address: Address, script: str, timeout_s: float) -> str:

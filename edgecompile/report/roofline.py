@@ -15,8 +15,8 @@ from edgecompile.report.html import environment
 from edgecompile.report.plain import number, plain, size
 
 if TYPE_CHECKING:
-    from edgecompile.cost.estimate import Estimate, OperatorRow
     from edgecompile.cost.laws import Sheet
+    from edgecompile.cost.result import Estimate, OperatorRow
     from edgecompile.device import DeviceProfile
 
 _TABLE = 200

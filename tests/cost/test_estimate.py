@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompile.cost.estimate import Estimate, as_json, estimate
+from edgecompile.cost.estimate import estimate
 from edgecompile.cost.fuse import workload
 from edgecompile.cost.reference import works
+from edgecompile.cost.result import Estimate, as_json
 from edgecompile.cost.work import Work, Workload
 from edgecompile.device import DeviceProfile
 from edgecompile.errors import SpecError, Unsupported

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from edgecompile.cost import measured
-from edgecompile.cost.estimate import Estimate, estimate
+from edgecompile.cost.estimate import estimate
 from edgecompile.cost.measured import Measurement
 from edgecompile.cost.predict import fitted
 from edgecompile.cost.reference import works
-from edgecompile.cost.work import Workload
+from edgecompile.cost.result import Estimate
+from edgecompile.cost.work import Work, Workload
 from edgecompile.device import DeviceProfile
 
 DEVICE = "galaxy-s24"
@@ -178,3 +179,21 @@ def test_bytes_that_are_no_text_are_ignored() -> None:
     path = store("resnet18", 3 * before)
     path.write_bytes(b"\xff\xfe\x00" * 50)
     assert ms("resnet18") == before
+
+
+def test_a_broken_file_is_told_and_set_aside_by_the_next_measurement() -> None:
+    device = DeviceProfile.load("galaxy-s24")
+    assert measured.damaged(device) == ""
+    path = measured.folder() / "galaxy-s24.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"rows": [')
+    assert str(path) in measured.damaged(device)
+    works = (Work("a", "linear", 1000, 10, 10, 10, reads=100, writes=100, weights=100),)
+    found = estimate(Workload(works), device)
+    assert any("cannot be read" in note for note in found.notes)
+    measured.add(
+        measured.Measurement("galaxy-s24", "fp16", 1, 1.0, 0.9, 1.1, "2026-01-01", measured.digest(works), works, {})
+    )
+    assert measured.damaged(device) == ""
+    assert path.with_suffix(".json.damaged").read_text() == '{"rows": ['
+    assert len(measured.of("galaxy-s24")) == 1

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from edgecompile.cost.estimate import Estimate, Fallback, estimate
+from edgecompile.cost.estimate import estimate
 from edgecompile.cost.predict import sheet
 from edgecompile.cost.reference import works
+from edgecompile.cost.result import Estimate, Fallback
 from edgecompile.cost.work import Work, Workload
 from edgecompile.device import DeviceProfile
 from edgecompile.report.roofline import page, roofline, shares
