@@ -10,6 +10,20 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores; torch is not imported yet
 
+ONE_RUNTIME = ("onnx@host",)
+
+
+@pytest.fixture(autouse=True)
+def one_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--target host` builds for ONNX Runtime alone: TVM's compiler takes seconds, and tests/test_contest.py has it.
+
+    Tests marked `runtimes`, and those that start the command line in a process of its own, have both.
+    """
+    from edgecompile import targets
+
+    if "runtimes" not in request.keywords:
+        monkeypatch.setitem(targets.DEPLOYMENTS, "host", ONE_RUNTIME)
+
 
 @pytest.fixture(scope="session")
 def apt_tool() -> Callable[[str, str], str]:

@@ -157,6 +157,10 @@ def _enter(folder: str, log: str, function: Callable[..., Any], arguments: tuple
     os.environ |= {"HOME": folder, "XDG_CACHE_HOME": os.path.join(folder, "cache"), "OMP_NUM_THREADS": "1"}
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(os.path.join(log, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    from edgecompile import targets
+    from tests.conftest import ONE_RUNTIME
+
+    targets.DEPLOYMENTS["host"] = ONE_RUNTIME
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     function(*arguments)

@@ -123,6 +123,7 @@ def fill(
         "tolerance": artifact.facts.get("tolerance", TOLERANCE),
         "not_run_here": artifact.facts.get("not_run_here", ""),
         "artifact": artifact.main,
+        "facts": {k: v for k, v in artifact.facts.items() if k not in ("tolerance", "not_run_here")},
         "kind": artifact.kind,
         "golden_from": "artifact" if run is not None else "program",
         "inputs": [

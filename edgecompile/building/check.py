@@ -109,7 +109,8 @@ def load(folder: Path, manifest: Mapping[str, Any], threads: int) -> Run | None:
     if kind not in TARGETS:
         raise InputError(f"{folder}/manifest.json: artifact of unknown kind {kind!r}{near(kind, TARGETS)}")
     target = parse_one(parse_calls(kind)[0], TARGETS, "manifest")
-    artifact = Artifact(kind, folder, str(manifest["artifact"]), (), manifest)
+    facts = manifest.get("facts")
+    artifact = Artifact(kind, folder, str(manifest["artifact"]), (), facts if isinstance(facts, dict) else {})
     found: Run | None = target.load(artifact, threads)
     return found
 

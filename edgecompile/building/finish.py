@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__, errors
 from edgecompile.building import bundle, predicted
-from edgecompile.building.rows import figure_of, ratio_of, rounds_of, row_of
+from edgecompile.building.contest import contest
+from edgecompile.building.rows import figure_of, promised, ratio_of, rounds_of, row_of
 from edgecompile.building.signals import too_late
 from edgecompile.building.verdicts import codes_of, drop_budget, latency_answer, latency_budget, size_budget
 from edgecompile.building.workshop import Built, Workshop
@@ -57,6 +58,10 @@ def finish(
 ) -> Report:
     """Measure, verify and publish the program; the report, already written to the output folder."""
     base, final = shop.build(baseline), shop.build(program)
+    fixed = program.specialised(shop.batch)
+    golden, golden_kind = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
+    won = contest(shop, job.rivals, program, final, job.budgets, golden)
+    shop, final = won.shop, won.built
     samples = _settled(job, shop, base, final) if shop.predict is None else {}
     teacher_latency, latency = _figures(samples, shop, baseline, program)
     drop = shop.drop(final)
@@ -77,8 +82,6 @@ def finish(
     codes = codes_of(budgets)
     code = errors.first_code(codes)
     out = Path(job.options.out)
-    fixed = program.specialised(shop.batch)
-    golden, golden_kind = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
     facts = {
         "edgecompile": __version__,
         "target": job.name,
@@ -92,6 +95,7 @@ def finish(
         "trusted_model": job.options.trust_model,
         "golden": golden_kind,
         "max_latency": job.options.max_latency or "",
+        **promised(latency, _score(job, shop, final, evaluate)),
     }
     shop.tell("verifying", 0, 1)
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
@@ -125,9 +129,11 @@ def finish(
         budgets=budgets,
         steps=tuple(row_of(step) for step in steps),
         verify=verify,
-        decisions=_decisions(shop, chosen, why),
+        decisions=_decisions(shop, chosen, why, won.decisions),
         notes=tuple(
-            dict.fromkeys((*teacher.program.notes, *teacher.notes, *_artifact_notes(final), *_data_notes(evaluate)))
+            dict.fromkeys(
+                (*teacher.program.notes, *teacher.notes, *won.notes, *_artifact_notes(final), *_data_notes(evaluate))
+            )
         ),
         preprocessing=portable(teacher.preprocessing),
         golden=golden_kind,
@@ -251,9 +257,10 @@ def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> 
     )
 
 
-def _decisions(shop: Workshop, chosen: str, why: str) -> tuple[Decision, ...]:
-    made = tuple(Decision(k, v, "measured on this machine") for k, v in sorted(shop.decisions.items()))
-    return (Decision("pipeline", chosen, why), *made)
+def _decisions(shop: Workshop, chosen: str, why: str, told: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    known = {d.key for d in told}
+    made = (Decision(k, v, "measured on this machine") for k, v in sorted(shop.decisions.items()) if k not in known)
+    return (Decision("pipeline", chosen, why), *made, *told)
 
 
 def portable(preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Job:
     threads: int
     passes: tuple[Pass, ...] | None = None
     primary: bool = True
+    rivals: tuple[Target, ...] = ()
+    """Other targets for the same program: where the device is this machine, the fastest is the result."""
 
 
 def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> tuple[Job, ...]:
@@ -42,14 +44,14 @@ def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Ta
         pairs = pairs[:1]
     bound = PRIMARY.get(options.target, 1)
     return tuple(
-        _job(options, call, device, given, own, len(pairs) > 1, index < bound)
-        for index, (call, device) in enumerate(pairs)
+        _job(options, calls, device, given, own, len(pairs) > 1, index < bound)
+        for index, (calls, device) in enumerate(pairs)
     )
 
 
 def _job(
     options: BuildOptions,
-    call: Call,
+    calls: tuple[Call, ...],
     device_name: str,
     passes: tuple[Pass, ...] | None,
     own: Target | None,
@@ -58,11 +60,13 @@ def _job(
 ) -> Job:
     from edgecompile.targets import TARGETS
 
-    target: Target = own or parse_one(call, TARGETS, "--target")
+    target, *rivals = [own] if own else [parse_one(call, TARGETS, "--target") for call in calls]
     device = DeviceProfile.load(device_name)
-    name = f"{target.name}@{device.name}" if several else options.target
+    name = options.target
+    if several:
+        name = device.name if rivals else f"{target.name}@{device.name}"
     budgets = options.budgets()
     if not primary:  # budgets bind the primary artifacts; the others are labelled
         budgets = replace(budgets, latency=None, drop_pp=None, size_bytes=None, size_percent=None)
     threads = options.threads or device.threads
-    return Job(options, budgets, name, target, device, threads, passes, primary)
+    return Job(options, budgets, name, target, device, threads, passes, primary, tuple(rivals))

@@ -130,8 +130,13 @@ def options_from(values: Mapping[str, Any], where: str) -> BuildOptions:
     return make(BuildOptions, values, where)
 
 
-def deployment(text: str, device: str | None, known: Mapping[str, tuple[str, ...]]) -> list[tuple[Call, str]]:
-    """`host` or `onnx(opset=18)@host` as (target call, device name) pairs; the first is primary."""
+def deployment(
+    text: str, device: str | None, known: Mapping[str, tuple[str, ...]]
+) -> list[tuple[tuple[Call, ...], str]]:
+    """`host` or `onnx(opset=18)@host` as (target calls, device name) pairs; the first is primary.
+
+    Targets joined by `|` are made of one program, and the fastest of them is the artifact.
+    """
     entries = known.get(text)
     if entries is None and "@" not in text and "(" not in text:
         raise SpecError(
@@ -139,9 +144,9 @@ def deployment(text: str, device: str | None, known: Mapping[str, tuple[str, ...
         )
     found = []
     for entry in entries or (text,):
-        call, _, name = entry.rpartition("@") if "@" in entry else (entry, "", "host")
-        calls = parse_calls(call, "--target")
-        if len(calls) != 1:
+        joined, _, name = entry.rpartition("@") if "@" in entry else (entry, "", "host")
+        calls = [parse_calls(one, "--target") for one in joined.split("|")]
+        if any(len(c) != 1 for c in calls):
             raise SpecError(f"--target {text!r}: expected one artifact, such as onnx@host")
-        found.append((calls[0], device or name))
+        found.append((tuple(c[0] for c in calls), device or name))
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from edgecompile.measure import Interval, Samples, median_ms, ratio
 from edgecompile.pass_manager import Price, Step
-from edgecompile.report import Figure, Ratio, Rounds, StepRow
+from edgecompile.report import Figure, Ratio, Rounds, Score, StepRow
 
 
 def row_of(step: Step) -> StepRow:
@@ -60,3 +61,20 @@ def rounds_of(samples: Mapping[str, Samples]) -> Rounds | None:
         return None
     medians = {k: tuple(1e3 * median(r) for r in s.rounds) for k, s in samples.items()}
     return Rounds(medians["teacher"], medians["artifact"])
+
+
+def promised(latency: Figure | None, score: Score | None) -> dict[str, Any]:
+    """What a manifest says of speed and score; a measured time is another at every build, and in the report alone."""
+    said: dict[str, Any] = {}
+    if latency is not None:
+        predicted = {"ms": latency.value, "low_ms": latency.low, "high_ms": latency.high}
+        said["latency"] = {"kind": latency.kind, **(predicted if latency.kind != "measured" else {})}
+    if score is not None:
+        said["score"] = {
+            "metric": score.metric,
+            "percent": score.artifact,
+            "teacher_percent": score.teacher,
+            "kind": score.kind,
+            "samples": score.samples,
+        }
+    return said

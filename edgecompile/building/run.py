@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,17 @@ from edgecompile.building.jobs import Job, prepare
 from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
 from edgecompile.building.predicted import predictor
+from edgecompile.building.remembered import remembered
 from edgecompile.building.several import several
 from edgecompile.building.workshop import Progress, Workshop, cached_outputs
-from edgecompile.data import Outputs, choose_score, digest_of, open_dataset, outputs, truth
+from edgecompile.data import Outputs, choose_score, open_dataset, outputs, truth
 from edgecompile.errors import (
     InputError,
     OutputError,
     SpecError,
     Unsupported,
 )
-from edgecompile.pass_manager import Context, Observer, Pass, PassManager, check_data, parse, show
+from edgecompile.pass_manager import Context, Observer, Pass, PassManager, Step, check_data, parse, show
 from edgecompile.program import Program
 from edgecompile.report import Report
 from edgecompile.store import Cache, hold, key
@@ -33,6 +34,9 @@ from edgecompile.teacher import Teacher
 
 if TYPE_CHECKING:
     from edgecompile.data import Dataset
+
+Begun = dict[str, tuple[Program, Step]]
+"""What exact passes, by their text, made of the teacher: the same for every artifact of a build."""
 
 
 def build(
@@ -60,8 +64,10 @@ def build(
     out = Path(chosen.out)
     name = model if isinstance(model, str) else model.name
 
+    begun: Begun = {}
+
     def run(what: str | Teacher, job: Job) -> Report:
-        return _run(what, job, progress, observers, cache or Cache())
+        return _run(what, job, progress, observers, cache or Cache(), begun)
 
     if chosen.dry_run:
         return run(model, prepare(chosen, passes, target)[0])
@@ -81,7 +87,12 @@ def build(
 
 
 def _run(
-    model: str | Teacher, job: Job, progress: Progress | None, observers: tuple[Observer, ...], cache: Cache
+    model: str | Teacher,
+    job: Job,
+    progress: Progress | None,
+    observers: tuple[Observer, ...],
+    cache: Cache,
+    begun: Begun,
 ) -> Report:
     options, budgets = job.options, job.budgets
     tell: Callable[[str, int, int], None] = progress or (lambda what, done, total: None)
@@ -96,10 +107,9 @@ def _run(
     passes, chosen, why = choose(job, teacher, calib, recorded)
     check_data(passes, calib)
     _unread(options, passes)
-    tell("exact passes", 0, 1)
-    exact = PassManager(passes, observers).begin(teacher.program, Context(teacher.program, job.device, job.target))
+    exact = _exact(teacher, job, passes, observers, begun, tell)
     baseline, _ = exact
-    if reasons := job.target.refuse(baseline):
+    if reasons := job.target.refuse(baseline.specialised(batch)):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:
         return planned(teacher, job, show(passes), why)
@@ -134,11 +144,30 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
     )
-    manager = PassManager(passes, observers, _remembered(cache, versions, shop, teacher.digest))
+    manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop, exact)
-    if program is not baseline and (reasons := job.target.refuse(program)):
+    if program is not baseline and (reasons := job.target.refuse(program.specialised(batch))):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     return finish(job, teacher, shop, baseline, program, steps, text, chosen, why, evaluate)
+
+
+def _exact(
+    teacher: Teacher,
+    job: Job,
+    passes: tuple[Pass, ...],
+    observers: tuple[Observer, ...],
+    begun: Begun,
+    tell: Progress,
+) -> tuple[Program, Step]:
+    """The leading exact passes, run once for all artifacts: ours ask neither for the target nor for the device."""
+    leading = tuple(takewhile(lambda p: p.exact, passes))
+    ours = all(type(p).__module__.startswith("edgecompile.passes.") for p in leading)
+    name = show(leading) if ours else f"{job.name}: {show(leading)}"
+    if name not in begun:
+        tell("exact passes", 0, 1)
+        context = Context(teacher.program, job.device, job.target)
+        begun[name] = PassManager(passes, observers).begin(teacher.program, context)
+    return begun[name]
 
 
 def _load(model: str, options: BuildOptions) -> Teacher:
@@ -222,53 +251,6 @@ def _unread(options: BuildOptions, passes: tuple[Pass, ...]) -> None:
         raise SpecError(f"--labels {options.labels}: labels belong to --eval, which is not given")
     if options.train and not any(getattr(p, "needs_train", False) for p in passes):
         raise SpecError(f"--train {options.train}: no pass of this build trains: drop it")
-
-
-def _remembered(
-    cache: Cache, versions: Mapping[str, str], shop: Workshop, teacher_digest: str
-) -> Callable[[Pass, Program, Context], Program]:
-    """Lossy passes, which take long, are kept in the cache by everything that goes into them."""
-    from edgecompile import program_file
-    from edgecompile.measure import machine
-
-    def apply(one: Pass, program: Program, ctx: Context) -> Program:
-        if one.exact:
-            shop.tell("exact passes", 0, 1)
-            return one.run(program, ctx)
-        searches = ctx.drop is not None and ctx.max_drop is not None
-        if not type(one).__module__.startswith("edgecompile.") or (searches and shop.score and shop.score.function):
-            shop.tell(f"running {one.name}", 0, 1)  # the user's own code, which no version number stands for
-            return one.run(program, ctx)
-        searched = [ctx.max_drop, shop.evaluate.digest, teacher_digest] if searches and shop.evaluate else None
-        flags = list(map(str, machine()["flags"]))  # type: ignore[call-overload]
-        name = key(
-            "pass",
-            digest_of(program),
-            show([one]),
-            ctx.calib.digest if ctx.calib else None,
-            ctx.train.digest if ctx.train else None,
-            searched,
-            repr(ctx.target),
-            ctx.seed,
-            versions,
-            flags,
-        )
-
-        made: list[Program] = []
-
-        def fill(folder: Path) -> None:
-            shop.tell(f"running {one.name}", 0, 1)
-            made.append(one.run(program.clone(), ctx).retraced())
-            program_file.save(made[0], folder)
-            (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
-
-        folder = cache.get(name) or cache.put(name, fill)
-        said = json.loads((folder / "said.json").read_text())
-        ctx.stats.update(said["stats"])
-        ctx.notes[:] = said["notes"]
-        return made[0] if made else program_file.load(folder)
-
-    return apply
 
 
 def _recorded(path: str | None) -> dict[str, str]:

@@ -153,7 +153,7 @@ class Workshop:
         if one.call is None or two.call is None:
             return self._price(one, None), self._price(two, None), True, "kept: not run here"
         name = f"keep:{one.digest[:12]}:{two.digest[:12]}"
-        samples = self._compared(one, two, patient=lossy and self._decided(name) is None)
+        samples = self._compared(one, two, patient=lossy and self.decided(name) is None)
         speed = ratio(samples["after"], samples["before"])
         prices = self._price(one, median_ms(samples["before"])), self._price(two, median_ms(samples["after"]))
         if not lossy:
@@ -176,13 +176,14 @@ class Workshop:
 
     def decide(self, name: str, found: str) -> str:
         """A choice made by measurement: the recorded one, else an earlier build's on this machine, else `found`."""
-        decided = self._decided(name)
+        decided = self.decided(name)
         if decided is None:
             self.cache.put(self._place(name), lambda folder: _write(folder / "value", found))
         self.decisions[name] = decided or found
         return self.decisions[name]
 
-    def _decided(self, name: str) -> str | None:
+    def decided(self, name: str) -> str | None:
+        """The recorded choice of that name, or an earlier build's on this machine."""
         folder = None if name in self.replay else self.cache.get(self._place(name))
         return (folder / "value").read_text() if folder is not None else self.replay.get(name)
 

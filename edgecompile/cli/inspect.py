@@ -35,7 +35,7 @@ def inspect(
     from edgecompile.program import op_name
     from edgecompile.targets import DEPLOYMENTS, TARGETS
 
-    call, _ = deployment(target, None, DEPLOYMENTS)[0]
+    (call, *_), _ = deployment(target, None, DEPLOYMENTS)[0]
     where: Any = parse_one(call, TARGETS, "--target")
     teacher = load(
         model,
