@@ -155,8 +155,9 @@ class PassManager:
         started = time.monotonic()
         ctx = replace(context, stats={}, notes=[])
         result, changed = program, False
+        spare: Program | None = None
         for offset, one in enumerate(group):
-            result, one_changed = self._apply(index + offset, one, result, ctx)
+            result, one_changed, spare = self._apply(index + offset, one, result, spare, ctx)
             changed = changed or one_changed
             for observer in self.observers:
                 observer(index + offset + 1, one, result)
@@ -166,13 +167,18 @@ class PassManager:
         )  # fmt: skip
         return result, step
 
-    def _apply(self, index: int, one: Pass, program: Program, ctx: Context) -> tuple[Program, bool]:
-        """One pass on a copy, retraced when it changed anything, with the interface held to what it was."""
+    def _apply(
+        self, index: int, one: Pass, program: Program, spare: Program | None, ctx: Context
+    ) -> tuple[Program, bool, Program | None]:
+        """One pass on a copy, retraced when it changed anything, with the interface held to what it was.
+
+        `spare` is a copy that a pass before has left as it was; so is the third value.
+        """
         before = _state(program)
         try:
-            result = self.apply(one, program.clone(), ctx)
+            result = self.apply(one, spare or program.clone(), ctx)
             if _state(result) == before and _shares_values(program, result):
-                return program, False
+                return program, False, result
             result = result.retraced()
         except EdgeCompileError as error:
             error.args = (f"{error} (in {self._place(index)})", *error.args[1:])
@@ -184,7 +190,7 @@ class PassManager:
             raise RuntimeError(
                 f"{self._place(index)} changed the interface from {program.interface} to {result.interface}"
             )
-        return result, True
+        return result, True, None
 
     def _place(self, index: int) -> str:
         rest = show(self.passes[index:])

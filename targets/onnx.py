@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -48,10 +49,10 @@ class Onnx(Target):
 
     def refuse(self, program: Program) -> list[str]:
         """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
-        from torch.onnx._internal.exporter import _core, _registration
+        from torch.onnx._internal.exporter import _core
 
         with quiet():
-            registry = _registration.ONNXRegistry.from_torchlib(opset_version=self.opset)
+            registry = _registry(self.opset)
             if all(map(registry.is_registered, _called(program.graph) - _DECOMPOSED)):
                 return []  # decomposing the whole program takes seconds
             prepared = _core._prepare_exported_program_for_export(program.exported(), registry=registry)
@@ -187,6 +188,14 @@ class Session:
             session.run_with_iobinding(binding)
 
         return call
+
+
+@lru_cache
+def _registry(opset: int) -> Any:
+    """torch's table of ONNX forms, which takes half a second to make."""
+    from torch.onnx._internal.exporter import _registration
+
+    return _registration.ONNXRegistry.from_torchlib(opset_version=opset)
 
 
 def _called(graph: ExportedProgram | fx.GraphModule) -> set[OpOverload]:

@@ -54,7 +54,7 @@ def contest(
         other = replace(shop, target=rival, _made={})
         try:
             other.tell(f"building for {rival.name}", 0, 1)
-            reasons = rival.refuse(program.specialised(shop.batch))
+            reasons = rival.refuse(shop.fixed(program))
             built = None if reasons else other.build(program)
         except EdgeCompileError as error:
             reasons, built = [str(error)], None

@@ -58,7 +58,7 @@ def finish(
 ) -> Report:
     """Measure, verify and publish the program; the report, already written to the output folder."""
     base, final = shop.build(baseline), shop.build(program)
-    fixed = program.specialised(shop.batch)
+    fixed = shop.fixed(program)
     golden, golden_kind = bundle.golden_inputs(fixed, evaluate, job.options.golden, job.options.seed)
     won = contest(shop, job.rivals, program, final, job.budgets, golden)
     shop, final = won.shop, won.built

@@ -109,7 +109,8 @@ def _run(
     _unread(options, passes)
     exact = _exact(teacher, job, passes, observers, begun, tell)
     baseline, _ = exact
-    if reasons := job.target.refuse(baseline.specialised(batch)):
+    fixed = baseline.specialised(batch)
+    if reasons := job.target.refuse(fixed):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:
         return planned(teacher, job, show(passes), why)
@@ -130,6 +131,7 @@ def _run(
         size_budget=budgets.size_bytes is not None or budgets.size_percent is not None,
         replay=recorded,
         progress=progress,
+        _fixed={id(baseline): (baseline, fixed)},
         predict=None if job.device.measured_here else predictor(job.device, batch),
     )
     if evaluate is not None and score is not None:
@@ -146,7 +148,7 @@ def _run(
     )
     manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop, exact)
-    if program is not baseline and (reasons := job.target.refuse(program.specialised(batch))):
+    if program is not baseline and (reasons := job.target.refuse(shop.fixed(program))):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     return finish(job, teacher, shop, baseline, program, steps, text, chosen, why, evaluate)
 

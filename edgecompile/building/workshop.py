@@ -80,13 +80,20 @@ class Workshop:
     progress: Progress | None = None
     predict: Predict | None = None
     _made: dict[str, Built] = field(default_factory=dict)
+    _fixed: dict[int, tuple[Program, Program]] = field(default_factory=dict)
     truth: Truth = field(default_factory=lambda: Truth([], []))
+
+    def fixed(self, program: Program) -> Program:
+        """The program at the batch that is emitted, made once; read it, never change it."""
+        if id(program) not in self._fixed:
+            self._fixed[id(program)] = program, program.specialised(self.batch)
+        return self._fixed[id(program)][1]
 
     def build(self, program: Program) -> Built:
         """The program as an artifact of the target, emitted once for each content."""
         digest = digest_of(program)
         if digest not in self._made:
-            fixed = program.specialised(self.batch)
+            fixed = self.fixed(program)
             artifact = self._emitted(digest, fixed)
             run, stands_in = self.target.load(artifact, self.threads), False
             if run is None and (reference := getattr(self.target, "reference", None)) is not None:
