@@ -106,9 +106,10 @@ def load(folder: Path, manifest: Mapping[str, Any], threads: int) -> Run | None:
     from edgecompile.targets import TARGETS
 
     kind = str(manifest["kind"])
-    if kind not in TARGETS:
-        raise InputError(f"{folder}/manifest.json: artifact of unknown kind {kind!r}{near(kind, TARGETS)}")
-    target = parse_one(parse_calls(kind)[0], TARGETS, "manifest")
+    emitter = str(manifest.get("emitter", kind))
+    if emitter not in TARGETS:
+        raise InputError(f"{folder}/manifest.json: artifact of unknown kind {emitter!r}{near(emitter, TARGETS)}")
+    target = parse_one(parse_calls(emitter)[0], TARGETS, "manifest")
     facts = manifest.get("facts")
     artifact = Artifact(kind, folder, str(manifest["artifact"]), (), facts if isinstance(facts, dict) else {})
     found: Run | None = target.load(artifact, threads)

@@ -85,6 +85,7 @@ def finish(
     facts = {
         "edgecompile": __version__,
         "target": job.name,
+        "emitter": shop.target.name,
         "device": job.device.name,
         "pipeline": text,
         "teacher": teacher.digest,

@@ -44,7 +44,7 @@ def build(
     options: BuildOptions | None = None,
     *,
     passes: Sequence[Pass] | None = None,
-    target: Target | None = None,
+    target: Target | str | None = None,
     progress: Progress | None = None,
     observers: tuple[Observer, ...] = (),
     cache: Cache | None = None,
@@ -52,12 +52,14 @@ def build(
 ) -> Report:
     """Build `model` for a target under its budgets; `values` are the fields of `BuildOptions`.
 
-    `passes` are objects to run behind the exact passes instead of a pipeline text, and `target` is one to emit for
-    instead of the one that is named: passes and targets of your own need no registration.
+    `passes` are objects to run behind the exact passes instead of a pipeline text, and `target` is a name or an object
+    to emit for instead of the one that is named: passes and targets of your own need no registration.
 
     Returns the report, whose `exit_code` says whether the budgets hold; it is also written to OUT/report.json and
     OUT/report.html. Raises `EdgeCompileError` for what cannot be built at all; the report says so too.
     """
+    if isinstance(target, str):
+        values, target = {**values, "target": target}, None
     chosen = options if options is not None else options_from(values, "build")
     if options is not None and values:
         raise SpecError(f"build: give options or keywords, not both ({', '.join(values)})")
