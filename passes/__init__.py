@@ -15,6 +15,8 @@ PASSES: dict[str, str] = {
     "reparameterize": "edgecompile.passes.reparameterize:Reparameterize",
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
     "quantize": "edgecompile.passes.quantize:Quantize",
+    "compress_weights": "edgecompile.passes.compress_weights:CompressWeights",
+    "palettize": "edgecompile.passes.palettize:Palettize",
 }
 
 EXACT: tuple[str, ...] = (

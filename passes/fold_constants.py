@@ -96,6 +96,9 @@ def _foldable(node: fx.Node, constant: set[fx.Node]) -> bool:
         return False
     if any(not isinstance(size, int) for size in value.shape) or value.nbytes > WORKSPACE_BYTES:
         return False
+    first = node.args[0] if node.args else None
+    if node.target is aten.to.dtype and isinstance(first, fx.Node) and first.meta["val"].dtype == torch.uint8:
+        return False  # a palette's indices stay visible to the targets
     given = node.all_input_nodes[1:] if node.target in (*LIKE, *NEW) else node.all_input_nodes
     return all(n in constant for n in given)
 

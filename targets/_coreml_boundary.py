@@ -13,6 +13,9 @@ from torch.export import ExportedProgram
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import argument, layer
 from edgecompile.silence import silenced
+from edgecompile.targets._coreml_compressed import marked, register
+from edgecompile.targets._coreml_image import to_bytes
+from edgecompile.targets._coreml_shapes import Shapes, free
 
 aten = torch.ops.aten
 INTERFACE_KEY = "edgecompile.interface"
@@ -66,10 +69,15 @@ def bounded(program: Program) -> tuple[Program, dict[str, Any]]:
     return changed, {"inputs": given, "outputs": gives}
 
 
-def decomposed(program: Program) -> ExportedProgram:
-    """The program in operators that coremltools knows, others taken apart as far as torch can."""
+def decomposed(program: Program, shapes: Shapes = ()) -> ExportedProgram:
+    """The program in operators that coremltools knows, others taken apart as far as torch can.
+
+    Compressed weights have become markers, and the axes in which `shapes` differ are free.
+    """
+    program = marked(program)
     with silenced(stderr=True), torch.no_grad():
-        exported: ExportedProgram = program.exported().run_decompositions({})
+        exported: ExportedProgram = free(program, shapes) if shapes else program.exported()
+        exported = exported.run_decompositions({})
         for node in exported.graph.nodes:
             node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
         known: dict[Any, Any] = {**torch._decomp.decomposition_table}
@@ -94,6 +102,7 @@ def without_form(exported: ExportedProgram) -> list[fx.Node]:
 def _unknown(exported: ExportedProgram) -> set[fx.Node]:
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as registry
 
+    register()
     called = [n for n in exported.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
     return {n for n in called if n.target._schema.returns and registry.get_func(n.target.name()) is None}
 
@@ -119,6 +128,7 @@ def to_core(interface: Mapping[str, Any], inputs: Sequence[Tensor]) -> dict[str,
     found = {}
     for entry, value in zip(interface["inputs"], inputs, strict=True):
         value = value.detach().reshape(value.shape or (1,))
+        value = to_bytes(entry["image"], value) if "image" in entry else value
         found[entry["core"]] = value.to(getattr(torch, core_dtype(entry["dtype"])))
     return found
 
@@ -131,7 +141,8 @@ def from_core(
     found = []
     for entry in interface["outputs"]:
         value = taken[entry["input"]] if "input" in entry else outputs[entry["core"]]
-        found.append(value.to(getattr(torch, entry["dtype"])).reshape(entry["shape"]))
+        value = value.to(getattr(torch, entry["dtype"]))
+        found.append(value if interface.get("shapes") else value.reshape(entry["shape"]))
     return tuple(found)
 
 

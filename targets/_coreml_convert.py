@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import uuid
@@ -11,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgecompile.program import Program
 from edgecompile.silence import silenced
 from edgecompile.targets._coreml_boundary import INTERFACE_KEY, bounded, core_dtype, decomposed, place, without_form
+from edgecompile.targets._coreml_image import LABEL, PROBABILITIES, Picture, classifying, pictured, with_probabilities
 from edgecompile.targets._mil_read import coremltools, parse_spec, read_package
 
 STATUS = "status.json"
@@ -51,21 +55,22 @@ def main(folder: Path) -> int:
 
 
 def _convert(folder: Path, request: Mapping[str, Any], reasons: list[str]) -> dict[str, Any]:
-    import numpy as np
     import torch
 
     from edgecompile.program_file import load
 
     ct = coremltools()
-    program, interface = bounded(load(folder / "program"))
+    program, interface, more = _prepared(load(folder / "program"), request)
     kinds = {e["core"]: core_dtype(e["dtype"]) for e in interface["outputs"] if "core" in e}
-    outputs = [ct.TensorType(name=name, dtype=np.dtype(kinds[name]).type) for name in program.output_names]
+    outputs = [
+        ct.TensorType(name=name, dtype=np.dtype(kinds.get(name, "float32")).type) for name in program.output_names
+    ]
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(_KEPT_OUT)
-    exported = decomposed(program)
+    exported = decomposed(program, request.get("shapes", ()))
     if missing := without_form(exported):
         return {"reasons": [f"{place(node)} has no Core ML form" for node in missing]}
-    with _collecting(reasons):
+    with _collecting(reasons), classifying():
         model = ct.convert(
             exported,
             outputs=outputs,
@@ -74,6 +79,7 @@ def _convert(folder: Path, request: Mapping[str, Any], reasons: list[str]) -> di
             compute_precision=getattr(ct.precision, {"fp16": "FLOAT16", "fp32": "FLOAT32"}[request["dtype"]]),
             pass_pipeline=pipeline,
             skip_model_load=True,
+            **more,
         )
     package = folder / PACKAGE
     model.save(str(package))
@@ -87,6 +93,42 @@ def _convert(folder: Path, request: Mapping[str, Any], reasons: list[str]) -> di
         "operations": dict(sorted(Counter(op.kind for op in mil.ops if op.kind != "const").items())),
         "tools": {"coremltools": ct.__version__, "torch": torch.__version__},
     }
+
+
+def _prepared(program: Program, request: Mapping[str, Any]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+    """The program as Core ML takes it, its interface, and what else coremltools is told: pictures and labels."""
+    ct = coremltools()
+    more: dict[str, Any] = {}
+    name, picture = "", None
+    if request.get("image"):
+        program, name, picture = pictured(program, Picture(**request["image"]))
+    program, interface = bounded(program)
+    if request.get("shapes"):
+        interface["shapes"] = request["shapes"]
+    if picture is not None or request.get("shapes"):
+        more["inputs"] = [
+            _input_type(ct, entry, entry["name"] == name and picture, request) for entry in interface["inputs"]
+        ]
+    if request.get("labels"):
+        program = with_probabilities(program)
+        more["classifier_config"] = ct.ClassifierConfig(request["labels"], LABEL, PROBABILITIES)
+        interface["labels"] = LABEL
+    return program, interface, more
+
+
+def _input_type(ct: Any, entry: dict[str, Any], picture: Any, request: Mapping[str, Any]) -> Any:
+    shape: Any = tuple(entry["shape"] or (1,))
+    if request.get("shapes"):
+        shape = ct.EnumeratedShapes([tuple(s) for s in request["shapes"]], default=shape)
+    if not picture:
+        return ct.TensorType(name=entry["core"], shape=shape, dtype=np.dtype(core_dtype(entry["dtype"])).type)
+    entry["image"] = dataclasses.asdict(picture)
+    scale, bias = picture.core()
+    if len(bias) == 1:
+        layout, bias = ct.colorlayout.GRAYSCALE, bias[0]
+    else:
+        layout = ct.colorlayout.BGR if picture.order == "bgr" else ct.colorlayout.RGB
+    return ct.ImageType(name=entry["core"], shape=shape, scale=scale, bias=bias, color_layout=layout)
 
 
 @contextmanager

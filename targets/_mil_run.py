@@ -20,7 +20,16 @@ from edgecompile.targets._mil_shape import SHAPES
 from edgecompile.targets._mil_values import Args, Handler, stored, tensor
 
 HANDLERS: Mapping[str, Handler] = MappingProxyType({**ELEMENTWISE, **LAYERS, **SHAPES, **RESIZES})
-"""Every MIL operation that is interpreted, besides constants."""
+"""Every MIL operation on tensors that is interpreted, besides constants."""
+
+
+def _classify(a: Args) -> Any:
+    """The label of the largest probability, and the probabilities in the order of the labels."""
+    probabilities = a["probabilities"]
+    return a.values["classes"][int(probabilities.reshape(-1).argmax())], probabilities
+
+
+_ALL: Mapping[str, Handler] = MappingProxyType({**HANDLERS, "classify": _classify})
 
 
 class Interpreter:
@@ -30,7 +39,7 @@ class Interpreter:
         program = package if isinstance(package, MilProgram) else read_package(package)
         self.program = program
         self.where = package.name if isinstance(package, Path) else "the package"
-        unknown = sorted({op.kind for op in program.ops} - set(HANDLERS) - COMPRESSED - {"const"})
+        unknown = sorted({op.kind for op in program.ops} - set(_ALL) - COMPRESSED - {"const"})
         if unknown:
             raise TargetError(f"{self.where}: MIL operations that are not interpreted here: {', '.join(unknown)}")
         self.constants: dict[str, Any] = {}
@@ -38,7 +47,7 @@ class Interpreter:
         self.steps: list[MilOp] = []
         for op in program.ops:
             if op.kind == "const":
-                raw[op.name] = op.inputs["val"].value
+                raw[op.name] = _plain(op.inputs["val"])
             elif op.kind in COMPRESSED:
                 given = {k: _stored_value(v, raw) for k, v in op.inputs.items()}
                 raw |= dict(zip((n for n, _ in op.outputs), self._decoded(op, given), strict=True))
@@ -59,7 +68,8 @@ class Interpreter:
         values = dict(self.constants)
         for name, dtype, shape in self.program.inputs:
             given = inputs[name]
-            if tuple(given.shape) != shape:
+            sizes = tuple(given.shape)
+            if len(sizes) != len(shape) or any(b not in (-1, a) for a, b in zip(sizes, shape, strict=True)):
                 raise TargetError(f"{self.where}: input {name} has shape {list(given.shape)}, not {list(shape)}")
             values[name] = stored(given.detach(), dtype)
         wanted = {*self.program.outputs, *(tap & set(values))}
@@ -68,7 +78,7 @@ class Interpreter:
             for index, op in enumerate(self.steps):
                 made = self._result(op, values)
                 for (name, dtype), value in zip(op.outputs, made, strict=False):
-                    values[name] = stored(value, dtype)
+                    values[name] = value if op.kind == "classify" else stored(value, dtype)
                     if name in self.program.outputs or name in tap:
                         found[name] = values[name]
                 for name in self.last_use.get(index, ()):
@@ -78,7 +88,7 @@ class Interpreter:
     def _result(self, op: MilOp, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
         try:
             given = {key: _bound(value, values) for key, value in op.inputs.items()}
-            made = HANDLERS[op.kind](Args(given, op.outputs[0][1]))
+            made = _ALL[op.kind](Args(given, op.outputs[0][1]))
         except TargetError as error:
             raise TargetError(f"{self.where}: {op.name} ({op.kind}): {error}") from error
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
@@ -86,6 +96,11 @@ class Interpreter:
                 f"{self.where}: {op.name} ({op.kind}) does not hold together: {_one_line(error)}"
             ) from error
         return made if isinstance(made, tuple) else (made,)
+
+
+def _plain(value: Any) -> Any:
+    """A constant's value; a list of constants is a tuple of values."""
+    return tuple(_plain(v) for v in value) if isinstance(value, tuple) else value.value
 
 
 def _bound(value: Any, values: Mapping[str, Any]) -> Any:

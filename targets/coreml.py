@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from edgecompile.errors import TargetError, Unsupported
 from edgecompile.program import Program, op_name
 from edgecompile.target import Artifact, QuantRule, Run, Target
+from edgecompile.targets import _coreml_compressed, _coreml_image, _coreml_shapes
 from edgecompile.targets._coreml_boundary import INTERFACE_KEY, decomposed, from_core, place, to_core, without_form
 
 if TYPE_CHECKING:
@@ -39,12 +41,23 @@ class CoreMl(Target):
 
     `dtype` is what it computes in, `ios` the oldest system that it runs on (macOS 13, 14 and 15 go with iOS 16, 17 and
     18); `limit_s` ends a conversion that takes longer.
+
+    With `image=yes` the input is a picture of bytes, and what prepares it is inside: `(byte * scale - mean) / std`,
+    `order` is that of its colours. `labels` is a file with a line for each class of the first output, which makes the
+    package a classifier. `shapes` are those that the one input may have besides the build's own, itself included.
     """
 
     name: ClassVar[str] = "coreml"
     dtype: Literal["fp16", "fp32"] = "fp16"
     ios: Literal["16", "17", "18"] = "18"
     limit_s: int = 1800
+    image: Literal["no", "yes"] = "no"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scale: float = 1 / 255
+    order: Literal["rgb", "bgr"] = "rgb"
+    labels: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
         """What Core ML's compiler takes in integers between `quantize` and `dequantize`; nothing before iOS 17."""
@@ -57,7 +70,7 @@ class CoreMl(Target):
         coremltools()
         exported = decomposed(program)
         missing = without_form(exported)
-        reasons = [*_interface(program), *_numbers(program)]
+        reasons = self._wrong(program)
         for node in exported.graph.nodes:
             if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
                 continue
@@ -78,9 +91,16 @@ class CoreMl(Target):
         coremltools()
         if program.batch is None:
             raise TargetError("coreml: the batch is not fixed: emit program.specialised(1)")
-        if wrong := [*_interface(program), *_numbers(program)]:
+        if wrong := self._wrong(program):
             raise Unsupported("coreml", wrong)
-        request = {"ios": self.ios, "dtype": self.dtype, "metadata": dict(metadata)}
+        request: dict[str, Any] = {"ios": self.ios, "dtype": self.dtype, "metadata": dict(metadata)}
+        if self.image == "yes":
+            picture = _coreml_image.picture_of(self.mean, self.std, self.scale, self.order, metadata)
+            request["image"] = dataclasses.asdict(picture)
+        if self.labels:
+            request["labels"] = _coreml_image.labels_of(self.labels)
+        if self.shapes:
+            request["shapes"] = self.shapes
         with tempfile.TemporaryDirectory(prefix="edgecompile-") as work:
             status = converted(program, Path(work), request, self.limit_s)
             self._raise(status)
@@ -97,6 +117,19 @@ class CoreMl(Target):
             "not_run_here": "Core ML itself, which needs macOS or iOS; the package's program was interpreted op by op",
         }
         return Artifact("coreml", folder, PACKAGE, tuple(notes), facts)
+
+    def _wrong(self, program: Program) -> list[str]:
+        """What is wrong apart from operators."""
+        found = [*_interface(program), *_numbers(program), *_coreml_compressed.reasons(program, self.ios)]
+        if self.image == "yes":
+            found += list(filter(None, [_coreml_image.picture_input(program)[1]]))
+        if self.labels:
+            count = len(_coreml_image.labels_of(self.labels))
+            found += list(filter(None, [_coreml_image.wrong_labels(program, count, self.labels)]))
+        if self.shapes:
+            fixed = program if program.batch is not None else program.specialised(int(self.shapes[0][0]))
+            found += _coreml_shapes.reasons(fixed, self.shapes)
+        return found
 
     def _raise(self, status: Mapping[str, Any]) -> None:
         if reasons := status.get("reasons"):
@@ -118,8 +151,13 @@ class CoreMl(Target):
         change = float(((found.half().double() - found.double()) / found.double()).abs().max())
         facts = {"count": found.numel(), "stored": "float16", "largest_relative_change": change}
         small = int((found < _SMALLEST_HALF).sum())
-        note = f"{small} scales are below 6.1e-5, where half precision is coarse: coreml(dtype=fp32) keeps them"
-        return facts, [note] if small else []
+        notes = []
+        if change:
+            # `quantize`, `dequantize` and weights have the type of their scales, and that is half precision here
+            notes.append(f"scales are in half precision, off by at most {change:.2g}: coreml(dtype=fp32) keeps them")
+        if small:
+            notes.append(f"{small} scales are below 6.1e-5, where half precision is coarse")
+        return facts, notes
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run:
         """The package in Core ML on a Mac, elsewhere in our interpreter, whose time says nothing of a device."""
@@ -158,7 +196,10 @@ class Mac:
         self.interface = _interface_of(package, dict(self.model.user_defined_metadata))
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        feed = {name: value.numpy() for name, value in to_core(self.interface, inputs).items()}
+        feed: dict[str, Any] = {name: value.numpy() for name, value in to_core(self.interface, inputs).items()}
+        for entry in self.interface["inputs"]:
+            if "image" in entry:
+                feed[entry["core"]] = _coreml_image.shown(entry["image"], feed[entry["core"]])
         found = self.model.predict(feed)
         return from_core(self.interface, inputs, {name: torch.as_tensor(v) for name, v in found.items()})
 

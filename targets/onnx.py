@@ -51,6 +51,9 @@ class Onnx(Target):
         """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
         from torch.onnx._internal.exporter import _core
 
+        from edgecompile.targets._onnx_compressed import by_rows
+
+        program = by_rows(program)
         with quiet():
             registry = _registry(self.opset)
             if all(map(registry.is_registered, _called(program.graph) - _DECOMPOSED)):
@@ -67,10 +70,10 @@ class Onnx(Target):
         """Write `model.onnx`; the same program gives the same bytes."""
         import onnx
 
-        from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads
+        from edgecompile.targets import _onnx_attention, _onnx_compressed, _onnx_graph, _onnx_pads
 
         model = self._exported(program)
-        notes = _onnx_attention.blind_rows(program)
+        notes = [*_onnx_attention.blind_rows(program), *_onnx_compressed.notes(program)]
         _onnx_graph.name_outputs(model, program.output_names)
         model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
@@ -79,6 +82,7 @@ class Onnx(Target):
         _onnx_graph.merge_quantization(model)
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
+        _onnx_compressed.four_bits(model)
         if model.ByteSize() <= _EXTERNAL_BYTES:
             model = onnx.shape_inference.infer_shapes(model)
         _onnx_graph.tidy(model, metadata)
@@ -94,12 +98,13 @@ class Onnx(Target):
 
     def _exported(self, program: Program) -> onnx.ModelProto:
         from edgecompile.targets._onnx_attention import four_axes
+        from edgecompile.targets._onnx_compressed import by_rows
         from edgecompile.targets._onnx_tiny import guarded
 
         try:
             with quiet():
                 exported = torch.onnx.export(
-                    four_axes(guarded(program)).exported(),
+                    four_axes(guarded(by_rows(program))).exported(),
                     (),
                     dynamo=True,
                     verbose=False,

@@ -1,4 +1,4 @@
-"""One command for every device: each bundle is there, says what ran, and verifies; slow, for it runs every toolchain."""
+"""One command for every device: each bundle says what ran, and verifies; slow, for it runs every toolchain."""
 
 from __future__ import annotations
 

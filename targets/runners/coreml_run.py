@@ -1,7 +1,7 @@
 """Run the .mlpackage beside this file with Core ML: `python run.py inputs.npz outputs.npz`. macOS only.
 
-Needs numpy and coremltools (`pip install coremltools`). In Python: `load(folder)` gives a callable from a dictionary
-of arrays to a dictionary of arrays.
+Needs numpy and coremltools (`pip install coremltools`), and pillow for a package that takes a picture. In Python:
+`load(folder)` gives a callable from a dictionary of arrays to a dictionary of arrays.
 """
 
 from __future__ import annotations
@@ -46,13 +46,30 @@ def core_inputs(interface: Any, inputs: dict[str, Any], np: Any) -> dict[str, An
         if name not in inputs:
             raise SystemExit(f"run.py: input {name} is missing")
         value = np.asarray(inputs[name])
-        if list(value.shape) != entry["shape"]:
-            raise SystemExit(f"run.py: input {name} has shape {list(value.shape)}, not {entry['shape']}")
+        allowed = interface.get("shapes") or [entry["shape"]]
+        if list(value.shape) not in allowed:
+            raise SystemExit(
+                f"run.py: input {name} has shape {list(value.shape)}, not {' or '.join(map(str, allowed))}"
+            )
         kind = np.float32 if "float" in entry["dtype"] else np.int32
         if kind is np.int32 and value.size and (value.max() > 2**31 - 1 or value.min() < -(2**31)):
             raise SystemExit(f"run.py: input {name} has integers beyond 32 bits")
-        feed[entry["core"]] = value.astype(kind).reshape(entry["shape"] or (1,))
+        if "image" in entry:
+            feed[entry["core"]] = picture(entry["image"], value, np)
+            continue
+        feed[entry["core"]] = value.astype(kind).reshape(value.shape or (1,))
     return feed
+
+
+def picture(said: Any, value: Any, np: Any) -> Any:
+    """The picture that a prepared array was made of, which is what the package takes."""
+    from PIL import Image
+
+    mean, std = (np.asarray(said[k], dtype=np.float64).reshape(1, -1, 1, 1) for k in ("mean", "std"))
+    whole = np.clip(np.rint((value * std + mean) / said["scale"]), 0, 255).astype(np.uint8)[0]
+    if len(whole) == 1:
+        return Image.fromarray(whole[0])
+    return Image.fromarray(np.ascontiguousarray((whole[::-1] if said["order"] == "bgr" else whole).transpose(1, 2, 0)))
 
 
 def program_outputs(interface: Any, inputs: dict[str, Any], found: dict[str, Any], np: Any) -> dict[str, Any]:
@@ -61,7 +78,8 @@ def program_outputs(interface: Any, inputs: dict[str, Any], found: dict[str, Any
     for entry in interface["outputs"]:
         value = inputs[entry["input"]] if "input" in entry else found[entry["core"]]
         kind = "float32" if entry["dtype"] == "bfloat16" else entry["dtype"]
-        outputs[entry["name"]] = np.asarray(value).astype(kind).reshape(entry["shape"])
+        value = np.asarray(value).astype(kind)
+        outputs[entry["name"]] = value if interface.get("shapes") else value.reshape(entry["shape"])
     return outputs
 
 

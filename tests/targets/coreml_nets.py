@@ -43,12 +43,12 @@ def captured(function: Callable[..., Any], *shape: int, **layers: nn.Module) -> 
     return Program.capture(Small(function, **layers).eval(), (noise(2, *shape),))
 
 
-def packaged(program: Program, folder: Path, dtype: str = "fp16", ios: str = "18") -> Path:
+def packaged(program: Program, folder: Path, dtype: str = "fp16", ios: str = "18", **more: Any) -> Path:
     """What `emit` does in its child, here in this process: an import of coremltools takes seconds."""
     folder.mkdir(exist_ok=True)
     (folder / "program").mkdir()
     save(program if program.batch is not None else program.specialised(1), folder / "program")
-    request = {"ios": ios, "dtype": dtype, "metadata": {"pipeline": "none"}}
+    request = {"ios": ios, "dtype": dtype, "metadata": {"pipeline": "none"}, **more}
     (folder / "request.json").write_text(json.dumps(request))
     assert _coreml_convert.main(folder) == 0
     status = json.loads((folder / "status.json").read_text())
