@@ -59,6 +59,8 @@ class Target(ABC):
     name: ClassVar[str]
     legalize: ClassVar[str] = ""
     """Pipeline text that is appended to every pipeline for this target."""
+    runtime: ClassVar[str] = ""
+    """The word in a device's `runtime` whose published latencies are this target's; empty where any are."""
     activations: ClassVar[Literal["u8", "s8"]] = "u8"
     """The integers that its runtime wants activations in: `s8` is symmetric, with no zero point."""
 

@@ -18,15 +18,18 @@ PRIMARY = {"mobile": 2, "all": 5}
 
 DEPLOYMENTS: dict[str, tuple[str, ...]] = {
     "host": ("onnx|tvm@host",),
-    "a100": ("tensorrt(sm=80)@a100-sxm-80gb",),
-    "orin": ("tensorrt@agx-orin-64gb",),
-    "mobile": ("onnx@galaxy-s24", "coreml@iphone-15-pro"),
+    "a100": ("tensorrt(sm=80)@a100-sxm-80gb", "tvm(arch=sm_80)@a100-sxm-80gb"),
+    "orin": ("tensorrt@agx-orin-64gb", "tvm(arch=sm_87)@agx-orin-64gb"),
+    "mobile": ("onnx@galaxy-s24", "coreml@iphone-15-pro", "tvm(arch=android)@galaxy-s24"),
     "all": (
         "onnx|tvm@host",
         "tensorrt(sm=80)@a100-sxm-80gb",
         "tensorrt@agx-orin-64gb",
         "onnx@galaxy-s24",
         "coreml@iphone-15-pro",
+        "tvm(arch=sm_80)@a100-sxm-80gb",
+        "tvm(arch=sm_87)@agx-orin-64gb",
+        "tvm(arch=android)@galaxy-s24",
     ),
 }
 """Name of a deployment -> its artifacts as target@device; the first is primary: budgets bind it.

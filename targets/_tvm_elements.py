@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edgecompile.targets import _tvm_tir as tir
+from edgecompile.targets._tvm_steps import simplified
 from edgecompile.targets._tvm_tir import Block
 from edgecompile.targets._tvm_transpose import square
 
 
 @dataclass(frozen=True)
 class Simd:
-    """Vector lanes of float32 and vector registers of a CPU."""
+    """Vector lanes of 32 bits and vector registers of a CPU, and its instruction for dot products of integers.
+
+    `vnni` is unsigned by signed words of four, `sdot` signed words of four, `pairs` pairs of 16 bits; '' is none.
+    """
 
     lanes: int
     registers: int
+    dot: Literal["", "vnni", "sdot", "pairs"] = ""
+
+    @property
+    def signed(self) -> bool:
+        """Whether activations are signed integers."""
+        return self.dot == "sdot"
 
 
 def assembled(function: Any, buffers: Sequence[Any], stmts: Sequence[Any]) -> Any:
@@ -41,7 +51,7 @@ def elements(function: Any, simd: Simd) -> Any | None:
         return None
     if not all(i.same_as(a) for r in results for i, a in zip(r.indices, r.axes, strict=True)):
         return None
-    return assembled(function, [], [elementwise(r, tir.inlined(r.value, earlier), simd) for r in results])
+    return assembled(function, [], [elementwise(r, simplified(tir.inlined(r.value, earlier)), simd) for r in results])
 
 
 def elementwise(last: Block, value: Any, simd: Simd) -> Any:
@@ -121,29 +131,44 @@ def bordered(block: Block, simd: Simd) -> Any:
 
     top, left, bottom, right = (int(v) for v in block.marks["edge.pads"])
     batch, height, width, channels = block.sizes
+    have = int(block.marks.get("edge.channels", channels))
     inner, fill = height - top - bottom, block.value.args[2]
     ((source, _),) = tir.loads(block.value)
+    wide = simd.lanes * (4 if "int8" in str(block.buffer.dtype) else 1)
 
-    def pixel(value: Any, b: Any, y: Any, x: Any) -> Any:
-        def cell(c: Any) -> Any:
-            held = tirx.BufferLoad(source, [b, *value, c]) if value else fill
-            return tirx.BufferStore(block.buffer, held, [b, y, x, c])
+    def run(b: Any, y: Any, x: Any, count: int, row: Any = None) -> Any:
+        """Pixels side by side, which lie in memory without a gap: an index of the last axis may go past its end."""
+        lanes = wide
+        while lanes > max(count * channels, simd.lanes):
+            lanes //= 2
 
-        return vectors(channels, simd.lanes, cell)
+        def cell(i: Any) -> Any:
+            held = fill if row is None else tirx.BufferLoad(source, [b, row, tirx.const(0, "int64"), i])
+            return tirx.BufferStore(block.buffer, held, [b, y, tirx.const(0, "int64") + x, i])
 
-    def filled(b: Any, y: Any, start: int, count: int) -> Any:
-        return tir.loop(count, lambda x: pixel((), b, y, x + start))
+        return vectors(count * channels, lanes, cell)
+
+    def pixel(b: Any, y: Any, x: Any) -> Any:
+        """A pixel that gets more channels."""
+        held = [tirx.BufferLoad(source, [b, y, x, tirx.const(c, "int64")]) for c in range(have)]
+        held += [fill] * (channels - have)
+        stores = [tirx.BufferStore(block.buffer, v, [b, y + top, x + left, tirx.const(c, "int64")])
+                  for c, v in enumerate(held)]  # fmt: skip
+        return tir.sequence(stores)
 
     def line(b: Any, y: Any) -> Any:
-        parts = [filled(b, y + top, 0, left)] if left else []
-        parts.append(tir.loop(width - left - right, lambda x: pixel((y, x), b, y + top, x + left)))
-        return tir.sequence(parts + ([filled(b, y + top, width - right, right)] if right else []))
+        parts = [run(b, y + top, 0, left)] if left else []
+        if have == channels:
+            parts.append(run(b, y + top, left, width - left - right, y))
+        else:
+            parts.append(tir.loop(width - left - right, lambda x: pixel(b, y, x)))
+        return tir.sequence(parts + ([run(b, y + top, width - right, right)] if right else []))
 
     def image(b: Any) -> Any:
-        parts = [tir.loop(top, lambda y: filled(b, y, 0, width))] if top else []
+        parts = [tir.loop(top, lambda y: run(b, y, 0, width))] if top else []
         parts.append(tir.loop(inner, lambda y: line(b, y)))
         if bottom:
-            parts.append(tir.loop(bottom, lambda y: filled(b, y + (height - bottom), 0, width)))
+            parts.append(tir.loop(bottom, lambda y: run(b, y + (height - bottom), 0, width)))
         return tir.sequence(parts)
 
     return tir.loop(batch, image)

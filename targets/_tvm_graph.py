@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgecompile.targets import _tvm_int8, _tvm_int8_import
 from edgecompile.targets import _tvm_tir as tir
 from edgecompile.targets._tvm_elements import Simd
-from edgecompile.targets._tvm_fold import folded
+from edgecompile.targets._tvm_fold import bordered, folded
 from edgecompile.targets._tvm_import import converters, prepared
 from edgecompile.targets._tvm_layers import Weights
 from edgecompile.targets._tvm_legalize import legalizers
@@ -31,17 +32,21 @@ class Function:
         return asdict(self)
 
 
-def imported(exported: ExportedProgram) -> Any:
-    """The program in Relax: batch norms folded, convolutions in NHWC, constants computed."""
+def imported(exported: ExportedProgram, simd: Simd | None = None) -> Any:
+    """The program in Relax: batch norms folded, convolutions in NHWC, constants computed.
+
+    With the vectors of a CPU, what is quantized runs in integers.
+    """
     import tvm
     from tvm import relax
     from tvm.relax.frontend.torch import from_exported_program
 
     p = relax.transform
     exported = prepared(exported)
-    module = from_exported_program(
-        exported, custom_convert_map=dict(converters(Weights.of(exported))), run_ep_decomposition=False
-    )
+    table = dict(converters(Weights.of(exported)))
+    if simd is not None and any("quantize" in str(n.target) for n in exported.graph.nodes):
+        table = table | _tvm_int8_import.converters(_tvm_int8.planned(exported, simd.signed), table, simd)
+    module = from_exported_program(exported, custom_convert_map=table, run_ep_decomposition=False)
     passes = [
         p.DecomposeOpsForInference(),
         p.CanonicalizeBindings(),
@@ -49,6 +54,7 @@ def imported(exported: ExportedProgram) -> Any:
         p.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]}),
         p.Normalize(),
         folded(),
+        bordered(),
         p.FoldConstant(),
         p.EliminateCommonSubexpr(),
         p.RemoveRedundantReshape(),

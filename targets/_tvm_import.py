@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgecompile.targets import _tvm_layers as layers
+from edgecompile.targets._tvm_int8 import NAMES
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -49,7 +50,7 @@ def names() -> set[str]:
     """Every operator that can be imported, as `conv2d.default`."""
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-    return set(ExportedProgramImporter().create_convert_map()) | set(converters(layers.Weights({})))
+    return set(ExportedProgramImporter().create_convert_map()) | set(converters(layers.Weights({}))) | NAMES
 
 
 def converters(weights: layers.Weights) -> Mapping[str, Convert]:
@@ -81,7 +82,25 @@ def converters(weights: layers.Weights) -> Mapping[str, Convert]:
         "clamp.default": lambda node, importer: _clipped(importer, importer.env[node.args[0]], *_bounds(node)),
         "hardsigmoid.default": lambda node, importer: _hard_sigmoid(importer, importer.env[node.args[0]]),
         "hardswish.default": _hard_swish,
+        **{f"{op}.{kind}": _scaled for op in ("add", "sub", "rsub") for kind in ("Tensor", "Scalar")},
     }
+
+
+def _scaled(node: Any, importer: Any) -> Any:
+    """`add`, `sub` and `rsub`: TVM's importer leaves their `alpha` out, so what it lacks is added."""
+    from tvm import relax
+    from tvm.relax import op
+
+    name = node.target.__name__
+    made = importer.create_convert_map()[name](node)
+    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+    if alpha == 1:
+        return made
+    dtype, emit = str(made.ty.dtype), importer.block_builder.emit
+    held = node.args[0 if name.startswith("rsub") else 1]
+    value = op.astype(importer.env[held], dtype) if hasattr(held, "op") else relax.const(held, dtype)
+    more = emit(op.multiply(emit(value), relax.const(alpha - 1, dtype)))
+    return emit((op.add if name.startswith("add") else op.subtract)(made, more))
 
 
 def _value(importer: Any, argument: Any) -> Any:

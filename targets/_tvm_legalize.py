@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from edgecompile.targets import _tvm_int8_ops as int8
 from edgecompile.targets._tvm_elements import Simd
+from edgecompile.targets._tvm_pools import FUSES, pad, pool, rounded
+from edgecompile.targets._tvm_te import column, constant, default, extent, packed, padded, shape, starts
 from edgecompile.targets._tvm_tiles import Tile, choose
 
 Legalizer = Callable[[Any, Any], Any]
-FUSES = 4
-"""TVM's operator pattern of a reduction into which what follows element by element is fused."""
 
 
 def legalizers(simd: Simd) -> dict[str, Legalizer]:
@@ -20,47 +21,11 @@ def legalizers(simd: Simd) -> dict[str, Legalizer]:
     return {
         "relax.nn.conv2d": lambda builder, call: _conv2d(builder, call, simd),
         "relax.matmul": lambda builder, call: _matmul(builder, call, simd),
-        "relax.nn.max_pool2d": lambda builder, call: _pool(builder, call, simd, "max_pool2d"),
-        "relax.nn.avg_pool2d": lambda builder, call: _pool(builder, call, simd, "avg_pool2d"),
-        "relax.nn.pad": _pad,
+        "relax.nn.max_pool2d": lambda builder, call: pool(builder, call, "max_pool2d"),
+        "relax.nn.avg_pool2d": lambda builder, call: pool(builder, call, "avg_pool2d"),
+        "relax.nn.pad": pad,
+        "relax.round": rounded,
     }
-
-
-def shape(expr: Any) -> list[int] | None:
-    """The static shape of a Relax expression."""
-    dims = expr.ty.shape
-    return [int(d) for d in dims] if dims is not None and all(hasattr(d, "value") for d in dims) else None
-
-
-def constant(expr: Any) -> np.ndarray[Any, Any] | None:
-    """The value of a constant."""
-    return expr.value.numpy() if hasattr(expr, "value") and hasattr(expr.value, "numpy") else None
-
-
-def starts(columns: int, width: int) -> list[int]:
-    """Where the column tiles begin: the last one ends with the last column and overlaps its neighbour."""
-    count = -(-columns // width)
-    return [min(i * width, max(columns - width, 0)) for i in range(count)]
-
-
-def packed(weights: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """Weights with columns last as [tile, ..., lane]; columns that are too few for one tile are filled with zeros."""
-    columns = weights.shape[-1]
-    if columns < width:
-        weights = np.concatenate([weights, np.zeros((*weights.shape[:-1], width - columns), weights.dtype)], axis=-1)
-    return np.ascontiguousarray(np.stack([weights[..., s : s + width] for s in starts(columns, width)]))
-
-
-def column(n: Any, columns: int, width: int) -> tuple[Any, Any]:
-    """Tile and lane of a column."""
-    from tvm import tirx
-
-    if columns <= width:
-        return tirx.const(0, "int64"), n
-    tile = tirx.floordiv(n, width)
-    if columns % width == 0:
-        return tile, tirx.floormod(n, width)
-    return tile, n - tirx.min(tile * width, columns - width)
 
 
 def marks(tile: Tile, axis: int = 0) -> dict[str, Any]:
@@ -68,31 +33,16 @@ def marks(tile: Tile, axis: int = 0) -> dict[str, Any]:
     return {"edge.rows": tile.rows, "edge.vectors": tile.vectors, "edge.tile_axis": axis}
 
 
-def padded(x: Any, pads: Sequence[int], value: float = 0.0) -> Any:
-    """An image [b, y, x, c] with a border: top, left, bottom, right."""
-    from tvm import te, tirx
-
-    top, left, bottom, right = pads
-    if not any(pads):
-        return x
-    b, h, w, c = (int(d) for d in x.shape)
-
-    def cell(i: Any, y: Any, z: Any, k: Any) -> Any:
-        inside = tirx.all(y >= top, y < h + top, z >= left, z < w + left)
-        return tirx.if_then_else(inside, x[i, y - top, z - left, k], tirx.const(value, x.dtype))
-
-    attrs = {"edge.pads": [top, left, bottom, right]}
-    return te.compute((b, h + top + bottom, w + left + right, c), cell, name="border", attrs=attrs)
-
-
 def _conv2d(builder: Any, call: Any, simd: Simd) -> Any:
     from tvm import relax
 
     x, w = call.args
     attrs = call.attrs
+    if str(x.ty.dtype) in int8.INTEGERS:
+        return int8.conv2d(builder, call, simd)
     weights, size = constant(w), shape(x)
     if weights is None or size is None or attrs.data_layout != "NHWC" or attrs.kernel_layout != "HWIO":
-        return _default("nn.conv2d", builder, call)
+        return default("nn.conv2d", builder, call)
     strides, pads, dilation = ([int(v) for v in a] for a in (attrs.strides, attrs.padding, attrs.dilation))
     pads = pads * 2 if len(pads) == 2 else pads * 4 if len(pads) == 1 else pads
     groups = int(attrs.groups)
@@ -104,7 +54,7 @@ def _conv2d(builder: Any, call: Any, simd: Simd) -> Any:
             primfunc_attrs={"op_pattern": FUSES},
         )  # fmt: skip
     weights, groups = _merged(weights, groups, simd)
-    out = _extent(size[2], weights.shape[1], pads[1] + pads[3], strides[1], dilation[1])
+    out = extent(size[2], weights.shape[1], pads[1] + pads[3], strides[1], dilation[1])
     columns = weights.shape[3] // groups
     tile = choose(out, columns, simd)
     if groups > 1:
@@ -115,10 +65,6 @@ def _conv2d(builder: Any, call: Any, simd: Simd) -> Any:
         relax.const(packed(weights, tile.vectors * simd.lanes)), primfunc_name_hint="conv2d",
         primfunc_attrs={"op_pattern": FUSES},
     )  # fmt: skip
-
-
-def _extent(size: int, kernel: int, pad: int, stride: int, dilation: int) -> int:
-    return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def _merged(weights: np.ndarray[Any, Any], groups: int, simd: Simd) -> tuple[np.ndarray[Any, Any], int]:
@@ -151,7 +97,7 @@ def _contracted(x: Any, k: Any, groups: int, columns: int, tile: Tile, pads: Any
         value = p[i, y * strides[0] + ry * dilation[0], z * strides[1] + rx * dilation[1], channel]
         return te.sum(value * k[at, ry, rx, rc, lane], axis=[ry, rx, rc])
 
-    size = (b, _extent(h, kh, 0, strides[0], dilation[0]), _extent(w, kw, 0, strides[1], dilation[1]), columns)
+    size = (b, extent(h, kh, 0, strides[0], dilation[0]), extent(w, kw, 0, strides[1], dilation[1]), columns)
     return te.compute(size, cell, name="conv2d", attrs=marks(tile))
 
 
@@ -167,53 +113,8 @@ def _depthwise(x: Any, k: Any, pads: Any, strides: Any, dilation: Any) -> Any:
         value = p[i, y * strides[0] + ry * dilation[0], z * strides[1] + rx * dilation[1], n]
         return te.sum(value * k[ry, rx, n], axis=[ry, rx])
 
-    size = (b, _extent(h, kh, 0, strides[0], dilation[0]), _extent(w, kw, 0, strides[1], dilation[1]), c)
+    size = (b, extent(h, kh, 0, strides[0], dilation[0]), extent(w, kw, 0, strides[1], dilation[1]), c)
     return te.compute(size, cell, name="depthwise")
-
-
-def _pool(builder: Any, call: Any, simd: Simd, name: str) -> Any:
-    """A pool in NHWC whose padding counts or is below every value; other ones are TVM's."""
-    from tvm import te, tirx
-
-    (x,), attrs = call.args, call.attrs
-    size = shape(x)
-    kernel, strides, pads, dilation = (
-        [int(v) for v in a] for a in (attrs.pool_size, attrs.strides, attrs.padding, attrs.dilation)
-    )
-    highest = name == "max_pool2d"
-    plain = highest or bool(attrs.count_include_pad) or not any(pads)
-    if size is None or attrs.layout != "NHWC" or not plain or attrs.ceil_mode or str(x.ty.dtype) != "float32":
-        return _default(f"nn.{name}", builder, call)
-    pads = pads * 2 if len(pads) == 2 else pads
-
-    def compute(a: Any) -> Any:
-        p = padded(a, tuple(pads), -3.4028234663852886e38 if highest else 0.0)
-        b, h, w, c = (int(d) for d in p.shape)
-        ry, rx = te.reduce_axis((0, kernel[0]), "ry"), te.reduce_axis((0, kernel[1]), "rx")
-        out = (b, *(_extent(s, k, 0, t, d) for s, k, t, d in zip((h, w), kernel, strides, dilation, strict=True)), c)
-
-        def cell(i: Any, y: Any, z: Any, n: Any) -> Any:
-            value = p[i, y * strides[0] + ry * dilation[0], z * strides[1] + rx * dilation[1], n]
-            return (te.max if highest else te.sum)(value, axis=[ry, rx])
-
-        made = te.compute(out, cell, name=name)
-        if highest:
-            return made
-        share = tirx.const(1.0 / (kernel[0] * kernel[1]), "float32")
-        return te.compute(out, lambda *at: made(*at) * share, name="share")
-
-    return builder.call_te(compute, x, primfunc_name_hint=name, primfunc_attrs={"op_pattern": FUSES})
-
-
-def _pad(builder: Any, call: Any) -> Any:
-    """A border around an image in NHWC; other padding is TVM's."""
-    size, attrs = shape(call.args[0]), call.attrs
-    width = [int(v) for v in attrs.pad_width]
-    inside = size is not None and len(size) == 4 and not any(width[:2] + width[6:]) and min(width) >= 0
-    if not inside or attrs.pad_mode != "constant" or str(call.args[0].ty.dtype) != "float32":
-        return _default("nn.pad", builder, call)
-    pads = (width[2], width[4], width[3], width[5])
-    return builder.call_te(lambda x: padded(x, pads, float(attrs.pad_value)), call.args[0], primfunc_name_hint="pad")
 
 
 def _matmul(builder: Any, call: Any, simd: Simd) -> Any:
@@ -221,8 +122,10 @@ def _matmul(builder: Any, call: Any, simd: Simd) -> Any:
 
     a, b = call.args
     left, right = shape(a), shape(b)
+    if str(a.ty.dtype) in int8.INTEGERS:
+        return int8.matmul(builder, call, simd)
     if left is None or right is None or len(left) < 2 or len(right) < 2 or str(a.ty.dtype) != "float32":
-        return _default("linear_algebra.matmul", builder, call)
+        return default("linear_algebra.matmul", builder, call)
     weights = constant(b)
     if weights is not None and len(right) == 2:
         flat = len(left) > 2 and left[-2] < min(int(np.prod(left[:-1])), 6)
@@ -235,7 +138,7 @@ def _matmul(builder: Any, call: Any, simd: Simd) -> Any:
         )  # fmt: skip
         return relax.op.reshape(builder.emit(made), (*left[:-1], right[1])) if flat else made
     if left[:-2] != right[:-2]:
-        return _default("linear_algebra.matmul", builder, call)
+        return default("linear_algebra.matmul", builder, call)
     tile = choose(left[-2], right[-1], simd)
     return builder.call_te(
         lambda x, y: _batched(x, y, tile, simd), a, b, primfunc_name_hint="batched_matmul",
@@ -282,13 +185,3 @@ def _batched(x: Any, y: Any, tile: Tile, simd: Simd) -> Any:
         return te.sum(x(*place, m, rc) * right(*place, t, rc, lane), axis=rc)
 
     return te.compute((*batch, rows, columns), cell, name="batched_matmul", attrs=marks(tile, len(batch)))
-
-
-def _default(name: str, builder: Any, call: Any) -> Any:
-    """TVM's own lowering."""
-    from importlib import import_module
-
-    module, _, function = name.partition(".")
-    return getattr(
-        import_module(f"tvm.relax.transform.legalize_ops.{module}"), f"_{'nn_' if module == 'nn' else ''}{function}"
-    )(builder, call)

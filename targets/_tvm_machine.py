@@ -27,8 +27,10 @@ class Machine:
 
     @property
     def simd(self) -> Simd:
-        """Lanes and registers of float32 vectors."""
-        return Simd(self.lanes, self.registers)
+        """Lanes and registers of vectors, and the dot product of integers that comes with them."""
+        if "+dotprod" in self.features:
+            return Simd(self.lanes, self.registers, "sdot")
+        return Simd(self.lanes, self.registers, "vnni" if self.vnni else "pairs" if self.lanes > 4 else "")
 
     def target(self) -> Any:
         """TVM's target. Sums may be contracted and reassociated; NaN and infinity keep their meaning."""
@@ -76,8 +78,10 @@ ANDROID = Machine("aarch64-linux-android24", "", ("+neon", "+dotprod"), 4, 32)
 
 def named(arch: str, vectors: str) -> Machine:
     """The machine that a target's options mean."""
+    if arch == "sm_80":  # the CPU beside the GPU
+        return host(_AVX2)
     if arch != "host":
-        return {"aarch64": AARCH64, "android": ANDROID}[arch]
+        return {"aarch64": AARCH64, "android": ANDROID, "sm_87": AARCH64}[arch]
     found = flags()
     return host(f for f in found if vectors == "auto" or not f.startswith("avx512"))
 

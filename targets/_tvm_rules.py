@@ -20,8 +20,19 @@ def scheduled(function: Any, simd: Simd) -> tuple[str, Any] | None:
         except NotImplementedError:  # an expression that the rules cannot read
             return None
         if made is not None:
-            return name, made
+            return ("int8 " if _integers(function) else "") + name, made
     return None
+
+
+def _integers(function: Any) -> bool:
+    """Whether a function computes in integers: its sums, or all that it reads."""
+    blocks = tir.blocks_of(function) or []
+    sums = {str(b.buffer.dtype) for b in blocks if b.reduced}
+    read = {str(buffer.dtype) for b in blocks for buffer, _ in tir.loads(b.value)}
+    small = {"uint8", "int8"}
+    if sums:
+        return sums <= {"int32", *small} and bool((read | {str(b.buffer.dtype) for b in blocks}) & small)
+    return bool(read & small) and not read & {"float32", "float64"}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from edgecompile.targets import _tvm_int8_dots as dots
 from edgecompile.targets import _tvm_tir as tir
 from edgecompile.targets._tvm_elements import Simd, assembled, bordered, elementwise
+from edgecompile.targets._tvm_steps import simplified
 from edgecompile.targets._tvm_tir import Block
 
 
@@ -67,7 +69,7 @@ def tiled(function: Any, simd: Simd) -> Any | None:
     held = [b.buffer for b in blocks[:at]]
     if rest:
         earlier = {b.buffer: b for b in rest[:-1]}
-        stmts.append(elementwise(rest[-1], tir.inlined(rest[-1].value, earlier), simd))
+        stmts.append(elementwise(rest[-1], simplified(tir.inlined(rest[-1].value, earlier)), simd))
         held.append(after.buffer)
     return assembled(function, held, stmts)
 
@@ -101,7 +103,7 @@ def _plan(anchor: Block, simd: Simd) -> _Plan | None:
         vectors = int(anchor.marks["edge.vectors"])
         tile = Tile(int(anchor.marks["edge.rows"]), vectors)
         return _Plan(tile, True, rows, columns)
-    if not _contiguous(anchor) or columns < simd.lanes:
+    if columns < simd.lanes or not ("edge.taps" in anchor.marks or _contiguous(anchor)):
         return None
     return _Plan(choose(rows, columns, simd, shared=False), False, rows, columns)
 
@@ -133,7 +135,7 @@ def _epilogue(anchor: Block, rest: Sequence[Block]) -> _After | None:
         return None
     earlier = {b.buffer: b for b in rest[:-1]}
     last = rest[-1]
-    value = tir.inlined(last.value, earlier)
+    value = simplified(tir.inlined(last.value, earlier))
     sizes = tuple(anchor.sizes[i] for i in anchor.spatial)
     if last.sizes != sizes or not all(i.same_as(a) for i, a in zip(last.indices, last.axes, strict=True)):
         return None
@@ -206,18 +208,24 @@ def _tile(anchor: Block, plan: _Plan, after: _After, simd: Simd, place: _Place) 
 
         return tir.loop(lanes, body, "vector")
 
-    reduced = [anchor.axes[i] for i in anchor.reduced]
-    sizes = [anchor.sizes[i] for i in anchor.reduced]
+    dot = "edge.dot" in anchor.marks
+    reduced = [anchor.axes[i] for i in anchor.reduced[: -1 if dot else None]]
+    sizes = [anchor.sizes[i] for i in anchor.reduced[: -1 if dot else None]]
 
     def sums(ks: list[Any]) -> Any:
         k = dict(zip(reduced, ks, strict=True))
+        if dot:
+            parts = [(at(r, v, 0, spatial) | k, v, acc[r][v]) for r in rows for v in vectors]
+            return tir.sequence([dots.shared(anchor, simd, p, place.tile, v, into) for p, v, into in parts])
         return tir.sequence([step(r, v, k) for r in rows for v in vectors])
 
-    total = (
-        tir.nest(sizes, sums)
-        if plan.shared or prod(sizes) > 32
-        else tir.nest(sizes[:-1], lambda k: _unrolled(sizes[-1], k, sums))
-    )
+    if "edge.taps" in anchor.marks:
+        places = [(at(r, v, 0, spatial), acc[r][v]) for r in rows for v in vectors]
+        total = dots.depthwise(anchor, simd, places)
+    elif plan.shared or prod(sizes) > 32:
+        total = tir.nest(sizes, sums)
+    else:
+        total = tir.nest(sizes[:-1], lambda k: _unrolled(sizes[-1], k, sums))
 
     def store(r: int, v: int) -> Any:
         live = min(lanes, plan.columns - v * lanes) if plan.columns < plan.tile.vectors * lanes else lanes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,7 +109,9 @@ def rewrite(expr: Expr, values: Mapping[Any, Expr], load: Load | None = None) ->
             return tirx.Not(go(e.a))
         if isinstance(e, tirx.Let):
             fresh = tirx.Var(e.var.name, str(e.var.ty.dtype))  # a copy of an expression defines its own variables
-            return tirx.Let(fresh, go(e.value), rewrite(e.body, {**values, e.var: fresh}, load))
+            inside: Any = copy(values)  # of the same kind: one that counts goes on counting
+            inside[e.var] = fresh
+            return tirx.Let(fresh, go(e.value), rewrite(e.body, inside, load))
         if isinstance(e, ir.Call):
             return _call(e, [go(a) for a in e.args])
         if hasattr(e, "a") and hasattr(e, "b"):

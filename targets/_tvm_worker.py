@@ -17,12 +17,13 @@ def main(folder: str) -> None:
     order = json.loads((work / "order.json").read_text())
     import torch
 
-    from edgecompile.targets import _tvm_graph, _tvm_machine
+    from edgecompile.targets import _tvm_cuda_link, _tvm_graph, _tvm_machine
 
     start = time.perf_counter()
     machine = _tvm_machine.named(order["arch"], order["vectors"])
     target = machine.target()
-    module = _tvm_graph.imported(torch.export.load(work / "program.pt2"))
+    exported = torch.export.load(work / "program.pt2")
+    module = _tvm_graph.imported(exported, machine.simd)
     module, functions = _tvm_graph.lowered(module, target, machine.simd)
     refused = [] if order["allow_slow"] else _slow(functions, order["large"])
     result: dict[str, Any] = {
@@ -36,6 +37,8 @@ def main(folder: str) -> None:
         executable = _tvm_graph.executable(module, target)
         result["main"] = _exported(executable, work, order)
         result["files"] = [result["main"]]
+        if order["arch"].startswith("sm_"):
+            result |= _tvm_cuda_link.added(exported, order, work)
     result["compile_s"] = time.perf_counter() - start
     (work / "result.json").write_text(json.dumps(result))
 

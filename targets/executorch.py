@@ -40,6 +40,7 @@ class ExecuTorch(Target):
     """
 
     name: ClassVar[str] = "executorch"
+    runtime: ClassVar[str] = "ExecuTorch"
     activations: ClassVar[Literal["u8", "s8"]] = "s8"
     limit_s: int = 900
 

@@ -1,4 +1,4 @@
-"""TVM libraries: float32 kernels from our own schedule rules, for this CPU or for aarch64, run and measured here."""
+"""TVM libraries: float32 and INT8 kernels from our own schedule rules, for this CPU or another, measured here."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from edgecompile.errors import TargetError, Unsupported
+from edgecompile.errors import SpecError, TargetError, Unsupported
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import layer
-from edgecompile.target import Artifact, Target
-from edgecompile.targets import runners
+from edgecompile.target import Artifact, QuantRule, Target
+from edgecompile.targets import _tvm_board, _tvm_int8, runners
 
 if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
     from edgecompile.targets._tvm_session import Session
 
 LARGE = 1_000_000
@@ -32,18 +34,34 @@ _TYPES = (torch.float32, torch.int64, torch.int32, torch.int8, torch.uint8, torc
 
 @dataclass(frozen=True)
 class Tvm(Target):
-    """A shared library for TVM's runtime, float32, one thread, compiled in a process of its own.
+    """A shared library for TVM's runtime, float32 and INT8, one thread, compiled in a process of its own.
 
-    `arch` is `host` (this CPU's vectors), `aarch64` (Linux, with NEON) or `android` (objects that the NDK links).
+    `arch` is `host` (this CPU's vectors), `aarch64` (Linux, with NEON), `android` (objects that the NDK links), `sm_87`
+    (CUDA kernels for Orin) or `sm_80` (for A100), each with a library for the CPU beside it. `dtype` is what the GPU
+    multiplies in: `float16` uses tensor cores where all sizes of a product are above 64, and sums in float32.
     `vectors` narrows what `host` uses. Functions that no schedule rule takes are listed; one of more than a million
     operations is refused unless `allow_slow`. The compiler is stopped after `limit_s` seconds.
     """
 
     name: ClassVar[str] = "tvm"
-    arch: Literal["host", "aarch64", "android"] = "host"
+    runtime: ClassVar[str] = "TVM"
+    arch: Literal["host", "aarch64", "android", "sm_87", "sm_80"] = "host"
+    dtype: Literal["float32", "float16"] = "float32"
     vectors: Literal["auto", "avx2"] = "auto"
     allow_slow: bool = False
     limit_s: int = 900
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32" and not self.arch.startswith("sm_"):
+            raise SpecError(f"dtype={self.dtype} is for a GPU, arch=sm_87 or sm_80, not for arch={self.arch}")
+
+    @property
+    def _integers(self) -> bool:
+        return not self.arch.startswith("sm_")
+
+    def quantizable(self) -> Mapping[OpOverload, QuantRule]:
+        """What our schedule rules compute in integers on a CPU; nothing on a GPU."""
+        return _tvm_int8.TABLE if self._integers else {}
 
     def refuse(self, program: Program) -> list[str]:
         """Operators that the importer cannot take, and weights and inputs of types that no kernel has, all of them."""
@@ -53,11 +71,11 @@ class Tvm(Target):
         reasons = []
         for node in program.graph.graph.nodes:
             value = node.meta.get("val")
-            if node.op == "call_function" and "quantize" in str(node.target):
-                reasons.append(f"{layer(node)}: {op_name(node)} ({node.name}): tvm emits float32 only, no INT8")
+            if node.op == "call_function" and "quantize" in str(node.target) and not self._integers:
+                reasons.append(f"{layer(node)}: {op_name(node)} ({node.name}): tvm has no INT8 for {self.arch}")
             elif isinstance(value, torch.Tensor) and value.dtype not in _TYPES:
                 reasons.append(
-                    f"{layer(node)}: {op_name(node)} ({node.name}) has {value.dtype}: tvm emits float32 only"
+                    f"{layer(node)}: {op_name(node)} ({node.name}) has {value.dtype}: tvm has no kernels for it"
                 )
             elif isinstance(value, torch.Tensor) and any(not isinstance(d, int) for d in value.shape):
                 reasons.append(
@@ -65,7 +83,8 @@ class Tvm(Target):
                 )
         if reasons:
             return list(dict.fromkeys(reasons))
-        for node, why in unknown(prepared(program.exported())):
+        exported = prepared(program.exported())
+        for node, why in [*unknown(exported), *_tvm_int8.refused(exported)]:
             origin = node.meta.get("custom", {}).get("origin", node.name)
             reasons.append(f"{layer(node)}: {op_name(node)} ({origin}) {why}")
         return list(dict.fromkeys(reasons))
@@ -79,19 +98,20 @@ class Tvm(Target):
         with tempfile.TemporaryDirectory(prefix="edgecompile-tvm-") as text:
             work = Path(text)
             torch.export.save(program.exported(), work / "program.pt2")
-            order = {"arch": self.arch, "vectors": self.vectors, "linker": linker, "large": LARGE}
+            order = {"arch": self.arch, "vectors": self.vectors, "linker": linker, "large": LARGE, "dtype": self.dtype}
             (work / "order.json").write_text(json.dumps(order | {"allow_slow": self.allow_slow}))
             found = self._compiled(work)
             for name in found["files"]:
+                (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(work / name, folder / name)
-        _describe(program, folder, found["main"], metadata)
+        facts = self._facts(found)
+        _describe(program, folder, found, metadata, facts["tolerance"])
         (folder / "run.py").write_bytes(runners.text("tvm_run.py"))
         if self.arch == "android":
             (folder / "build.sh").write_bytes(runners.text("tvm_link.sh"))
-        if self.arch == "aarch64":
-            (folder / "build.sh").write_bytes(runners.text("tvm_build.sh"))
-            (folder / "tvm_run.cc").write_bytes(runners.text("tvm_run.cc"))
-        return Artifact("tvm", folder, found["main"], tuple(_notes(found)), self._facts(found))
+        if self.arch in _tvm_board.MACHINES:
+            _tvm_board.equip(folder, linker, self.arch)
+        return Artifact("tvm", folder, found["main"], tuple(_notes(found, self.arch)), facts)
 
     def _compiled(self, work: Path) -> dict[str, Any]:
         """Run the compiler in a process of its own: what crashes there is one line here."""
@@ -114,16 +134,14 @@ class Tvm(Target):
         how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
         raise TargetError(f"tvm: the compiler {how}: {lines[-1].strip()[:300]}")
 
-    def _facts(self, found: Mapping[str, Any]) -> dict[str, object]:
+    def _facts(self, found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: found[k] for k in ("versions", "machine", "functions", "compile_s")}
         kept.pop("compile_s")  # a time would make every build's manifest another
-        reason = {
-            "host": None,
-            "aarch64": "needs an aarch64 machine or qemu-user with TVM's aarch64 runtime",
-            "android": "objects: the NDK links them and TVM's runtime must be built for Android",
-        }[self.arch]
-        facts: dict[str, object] = {**kept, "arch": self.arch, "tolerance": {"rtol": 1e-4, "atol": 1e-4}}
-        return facts if reason is None else facts | {"not_run_here": reason}
+        reason = _tvm_board.needs(self.arch)
+        facts: dict[str, Any] = {**kept, "arch": self.arch, "tolerance": {"rtol": 1e-4, "atol": 1e-4}}
+        if gpu := found.get("gpu"):
+            facts |= _tvm_board.gpu_facts(gpu, self.dtype)
+        return facts if not reason else facts | {"not_run_here": reason}
 
     def load(self, artifact: Artifact, threads: int = 1) -> Session | None:
         """The library in TVM's virtual machine, on one thread whatever `threads` says; None for another CPU."""
@@ -144,15 +162,22 @@ def _installed() -> None:
 
 def _linker(arch: str) -> str:
     """The C++ compiler that links for an architecture; objects need none."""
-    names = {"host": ("g++", "clang++", "c++"), "aarch64": ("aarch64-linux-gnu-g++",), "android": ("",)}[arch]
+    cross = arch in ("aarch64", "sm_87")
+    names = ("",) if arch == "android" else ("aarch64-linux-gnu-g++",) if cross else ("g++", "clang++", "c++")
     found = next((n for n in names if not n or shutil.which(n)), None)
     if found is None:
-        package = "g++-aarch64-linux-gnu" if arch == "aarch64" else "g++"
+        package = "g++-aarch64-linux-gnu" if cross else "g++"
         raise TargetError(f"tvm: no {names[0]} to link with: apt-get install {package}", rule="toolchain")
     return found
 
 
-def _describe(program: Program, folder: Path, main: str, metadata: Mapping[str, str]) -> None:
+def _describe(
+    program: Program,
+    folder: Path,
+    found: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    tolerance: Mapping[str, float],
+) -> None:
     """The library's interface, which TVM has no place for inside."""
 
     def row(name: str, value: torch.Tensor) -> dict[str, object]:
@@ -162,15 +187,17 @@ def _describe(program: Program, folder: Path, main: str, metadata: Mapping[str, 
         "inputs": [row(n, t) for n, t in zip(program.input_names, program.inputs, strict=True)],
         "outputs": [row(n, o.meta["val"]) for n, o in zip(program.output_names, program.outputs(), strict=True)],
     }
-    described = {"library": main, "metadata": dict(metadata), **rows}
-    lines = [f"{kind[:-1]} {row['name']}" for kind in ("inputs", "outputs") for row in rows[kind]]
-    (folder / "interface.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    libraries = _tvm_board.libraries(found)
+    described = {"library": found["main"], "libraries": libraries, "metadata": dict(metadata), **rows}
+    text = _tvm_board.interface(libraries, tolerance, program.input_names, program.output_names)
+    (folder / "interface.txt").write_text(text, encoding="utf-8")
     (folder / "model.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
-    return [
+def _notes(found: Mapping[str, Any], arch: str) -> list[str]:
+    plain = [
         f"{f['name']}: no schedule rule, {f['operations']} operations in TVM's plain loops"
         for f in found["functions"]
         if f["rule"] is None
     ]
+    return plain + (_tvm_board.gpu_notes(found["gpu"], arch) if "gpu" in found else [])

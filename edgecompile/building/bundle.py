@@ -61,17 +61,26 @@ def _random(example: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
 
 
+_DEVICE_STEPS = (
+    ("build.sh", "", "sh build.sh", "builds what must be built on the device"),
+    ("check.sh", "selftest.sh", "sh selftest.sh", "hashes, golden outputs, latency without Python; writes result.json"),
+    ("run.py", "selftest.py", "python selftest.py", "hashes, golden outputs, latency; writes result.json"),
+)
+"""What the device's owner can do: the artifact's file that it needs, the script that it adds, command, meaning."""
+
+
 def _for_the_device(folder: Path, artifact: Artifact, facts: Mapping[str, Any]) -> dict[str, Path]:
-    """The self-test, where there is a run.py for it, and a page for the person who holds the device."""
+    """The self-tests for whose `run.py` or `check.sh` there is, and a page for the person who holds the device."""
     made: dict[str, Path] = {}
-    if (folder / "run.py").is_file():
-        script = resources.files("edgecompile.building.device") / "selftest.py"
-        (folder / "selftest.py").write_bytes(script.read_bytes())
-        made["selftest"] = folder / "selftest.py"
-    first = (
-        ["sh build.sh          # builds what must be built on the device"] if (folder / "build.sh").is_file() else []
-    )
-    steps = [*first, "python selftest.py   # hashes, golden outputs, latency; writes result.json"]
+    steps = []
+    for needed, script, command, what in _DEVICE_STEPS:
+        if not (folder / needed).is_file():
+            continue
+        steps.append(f"{command:<20} # {what}")
+        if script:
+            source = resources.files("edgecompile.building.device") / script
+            (folder / script).write_bytes(source.read_bytes())
+            made["selftest" if script.endswith(".py") else f"{artifact.kind}:{script}"] = folder / script
     lines = [
         f"# {facts.get('target', artifact.kind)}",
         "",
@@ -91,6 +100,12 @@ def _for_the_device(folder: Path, artifact: Artifact, facts: Mapping[str, Any]) 
     return made | {"readme": folder / "README.md"}
 
 
+def _sums(folder: Path, files: Mapping[str, Path]) -> str:
+    """Hashes of a bundle's files as sha256sum reads them."""
+    rows = sorted((path.relative_to(folder).as_posix(), file_hash(path)) for path in files.values())
+    return "".join(f"{digest}  {name}\n" for name, digest in rows)
+
+
 def fill(
     folder: Path,
     artifact: Artifact,
@@ -108,7 +123,7 @@ def fill(
         if path.is_file() and path.name != "emit.json":
             target = folder / path.relative_to(artifact.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            shutil.copy(path, target)  # with its mode: a runner stays executable
             inside = path.relative_to(artifact.folder).as_posix()
             files[artifact.kind if path == artifact.path else f"{artifact.kind}:{inside}"] = target
     with torch.no_grad():
@@ -118,6 +133,9 @@ def fill(
     np.savez(folder / "golden.npz", **arrays)  # type: ignore[arg-type]
     files["golden"] = folder / "golden.npz"
     files |= _for_the_device(folder, artifact, facts)
+    if (folder / "selftest.sh").is_file():
+        (folder / "SHA256SUMS").write_text(_sums(folder, files), encoding="utf-8")
+        files[f"{artifact.kind}:SHA256SUMS"] = folder / "SHA256SUMS"
     manifest = {
         "schema": MANIFEST_SCHEMA,
         "tolerance": artifact.facts.get("tolerance", TOLERANCE),

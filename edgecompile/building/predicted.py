@@ -10,19 +10,25 @@ from edgecompile.device import DeviceProfile
 from edgecompile.measure import Interval
 from edgecompile.program import Program
 from edgecompile.report import Budget, Figure
+from edgecompile.target import Target
 
 Predict = Callable[[Program], Figure]
 _EFFECT = 0.98
 """A predicted gain of less than 2 % is none."""
 
 
-def predictor(device: DeviceProfile, batch: int) -> Predict:
-    """What a program takes on a device at a batch, as `edgecompile estimate` says."""
+def predictor(device: DeviceProfile, batch: int, target: Target) -> Predict:
+    """What a program takes on a device at a batch, as `edgecompile estimate` says.
+
+    Unvalidated for a target whose runtime is not the one that the device's figures are of.
+    """
     from edgecompile.cost.estimate import estimate
+
+    foreign = target.runtime not in device.runtime
 
     def predict(program: Program) -> Figure:
         found = estimate(program, device, batch=batch).latency_ms
-        return Figure(found.value, found.low, found.high, found.kind)
+        return Figure(found.value, found.low, found.high, "unvalidated" if foreign else found.kind)
 
     return predict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__
-from edgecompile.building.finish import finish, write_report
+from edgecompile.building.finish import finish, portable, write_report
 from edgecompile.building.jobs import Job, prepare
 from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
@@ -119,6 +120,9 @@ def _run(
     versions = tool_versions()
     found = _teacher_outputs(teacher, evaluate, cache, versions, tell) if evaluate is not None else None
     text = show(passes)
+    metadata = {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions}
+    if teacher.preprocessing:
+        metadata["preprocessing"] = json.dumps(portable(teacher.preprocessing), sort_keys=True)
     shop = Workshop(
         job.target,
         cache,
@@ -126,7 +130,7 @@ def _run(
         job.threads,
         options.seed,
         versions,
-        {"edgecompile": __version__, "pipeline": text, "teacher": teacher.digest, **versions},
+        metadata,
         evaluate,
         score,
         found,
@@ -134,7 +138,7 @@ def _run(
         replay=recorded,
         progress=progress,
         _fixed={id(baseline): (baseline, fixed)},
-        predict=None if job.device.measured_here else predictor(job.device, batch),
+        predict=None if job.device.measured_here else predictor(job.device, batch, job.target),
     )
     if evaluate is not None and score is not None:
         shop.truth = truth(evaluate, score)

@@ -35,9 +35,12 @@ from edgecompile.target import Artifact, Run, Target
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-SCRIPTS = ("emit.json", "run.py", "build.sh")
+SCRIPTS = (
+    "emit.json", "run.py", "build.sh", "check.sh", "build_runner.sh", "tvm_run", "tvm_run.cc", "interface.txt",
+    "kernels.cu",
+)  # fmt: skip
 """What lies beside an artifact and is no part of its size."""
-_EMITTED = 2
+_EMITTED = 3
 """Raised with every change of what targets leave in a folder: cached ones of before are not used."""
 _WORTH = 0.9
 """A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""
@@ -101,7 +104,7 @@ class Workshop:
                     run, stands_in = reference(artifact, self.threads), True
             bound = getattr(run, "bound", None)
             call = bound(fixed.inputs) if bound is not None and not stands_in else None
-            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and f.name not in SCRIPTS)
+            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and not _beside(f, artifact))
             self._made[digest] = self._scored(Built(digest, artifact, run, call, size, stands_in))
         return self._made[digest]
 
@@ -258,6 +261,11 @@ class Workshop:
         """Say how far the build is, to whoever listens."""
         if self.progress is not None:
             self.progress(what, done, total)
+
+
+def _beside(file: Path, artifact: Artifact) -> bool:
+    """Whether a file is there for the one who holds the device, a library for its CPU among them, not for the GPU."""
+    return file.name in SCRIPTS or file.relative_to(artifact.folder).parts[0] == "cpu"
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,8 @@
 set -eu
 : "${NDK:?set NDK to the folder of the Android NDK}"
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-compiler=$(ls "$NDK"/toolchains/llvm/prebuilt/*/bin/aarch64-linux-android24-clang++ | head -n 1)
+set -- "$NDK"/toolchains/llvm/prebuilt/*/bin/aarch64-linux-android24-clang++
+compiler=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tar -xf "$here/objects.tar" -C "$work"

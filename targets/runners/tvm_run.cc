@@ -1,12 +1,16 @@
-// Run model.so on the golden inputs and compare its outputs: tvm_run FOLDER [GOLDEN.npz]. Exit 0 equal, 1 not, 2 cannot run.
-// FOLDER holds model.so and interface.txt (a line "input NAME" or "output NAME" each); the runtime's libraries are found
-// by LD_LIBRARY_PATH.
+// Run this bundle's library on the golden inputs, compare its outputs, time it, write result.json beside it:
+//   tvm_run FOLDER [DEVICE [ROUNDS]]     DEVICE is cpu or cuda
+// Exit 0 equal within the tolerance, 4 not, 2 cannot run. FOLDER holds golden.npz and interface.txt, whose lines are
+// "library DEVICE FILE", "tolerance RTOL ATOL", "input NAME" and "output NAME"; the runtime's libraries (libtvm_ffi.so,
+// libtvm_runtime.so) are found by LD_LIBRARY_PATH.
 #include <dlfcn.h>
 #include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -19,19 +23,49 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ffi = tvm::ffi;
 
-struct Held {
-  static size_t Bytes(DLTensor* t) {
-    size_t n = (t->dtype.bits + 7) / 8;
-    for (int i = 0; i < t->ndim; ++i) n *= t->shape[i];
-    return n;
-  }
-  void AllocData(DLTensor* t) { t->data = aligned_alloc(64, (Bytes(t) + 63) / 64 * 64); }
-  void FreeData(DLTensor* t) { free(t->data); }
+struct Interface {
+  std::map<std::string, std::string> libraries;
+  double rtol = 0, atol = 0;
+  std::vector<std::string> inputs, outputs;
 };
+
+static Interface ReadInterface(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw std::runtime_error("cannot read " + path);
+  Interface found;
+  std::string kind, name;
+  while (file >> kind) {
+    if (kind == "tolerance" && file >> found.rtol >> found.atol) continue;
+    if (kind == "library" && file >> name && file >> found.libraries[name]) continue;
+    if (kind == "input" && file >> name) found.inputs.push_back(name);
+    else if (kind == "output" && file >> name) found.outputs.push_back(name);
+    else throw std::runtime_error(path + ": unknown line: " + kind);
+  }
+  return found;
+}
+
+static size_t Bytes(const ffi::Tensor& t) {
+  size_t n = (t.dtype().bits + 7) / 8;
+  for (int64_t d : t.shape()) n *= d;
+  return n;
+}
+
+static ffi::Tensor Empty(ffi::ShapeView shape, DLDataType dtype, DLDevice device) {
+  static ffi::Function alloc = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
+  return alloc(ffi::Shape(shape), dtype, device, nullptr).cast<ffi::Tensor>();
+}
+
+static ffi::Tensor Copied(const ffi::Tensor& from, DLDevice device) {
+  static ffi::Function copy = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyFromTo");
+  ffi::Tensor to = Empty(from.shape(), from.dtype(), device);
+  copy(from, to);
+  return to;
+}
 
 static uint64_t Little(const std::string& s, size_t at, int bytes) {
   if (at + bytes > s.size()) throw std::runtime_error("the golden file is truncated");
@@ -40,26 +74,28 @@ static uint64_t Little(const std::string& s, size_t at, int bytes) {
   return v;
 }
 
+// One array in NumPy's format.
 static ffi::Tensor Array(const std::string& npy) {
+  if (npy.size() < 12 || npy.compare(0, 6, "\x93NUMPY") != 0) throw std::runtime_error("the golden file holds no array");
   size_t width = npy[6] == 1 ? 2 : 4, start = 8 + width + Little(npy, 8, width);
   std::string head = npy.substr(8 + width, start - 8 - width);
   std::string descr = head.substr(head.find("'descr': '") + 10, 3);
-  std::map<std::string, DLDataType> types{{"<f4", {kDLFloat, 32, 1}}, {"<i8", {kDLInt, 64, 1}}, {"<i4", {kDLInt, 32, 1}},
-                                          {"|i1", {kDLInt, 8, 1}},    {"|u1", {kDLUInt, 8, 1}}, {"|b1", {kDLBool, 8, 1}}};
-  if (!types.count(descr)) throw std::runtime_error("an array of type " + descr);
+  const std::map<std::string, DLDataType> types{
+      {"<f4", {kDLFloat, 32, 1}}, {"<i8", {kDLInt, 64, 1}}, {"<i4", {kDLInt, 32, 1}},
+      {"|i1", {kDLInt, 8, 1}},    {"|u1", {kDLUInt, 8, 1}}, {"|b1", {kDLBool, 8, 1}}};
+  if (!types.count(descr)) throw std::runtime_error("the golden file has an array of type " + descr);
   size_t open = head.find("'shape': (") + 10;
   std::stringstream list(head.substr(open, head.find(')', open) - open));
   std::vector<int64_t> shape;
   for (std::string d; std::getline(list, d, ',');)
     if (d.find_first_of("0123456789") != std::string::npos) shape.push_back(std::stoll(d));
-  ffi::Tensor t =
-      ffi::Tensor::FromNDAlloc(Held(), ffi::ShapeView(shape.data(), shape.size()), types[descr], DLDevice{kDLCPU, 0});
-  size_t bytes = Held::Bytes(const_cast<DLTensor*>(t.GetDLTensorPtr()));
-  if (start + bytes > npy.size()) throw std::runtime_error("the golden file is truncated");
-  memcpy(t.data_ptr(), npy.data() + start, bytes);
+  ffi::Tensor t = Empty(ffi::ShapeView(shape.data(), shape.size()), types.at(descr), DLDevice{kDLCPU, 0});
+  if (start + Bytes(t) > npy.size()) throw std::runtime_error("the golden file is truncated");
+  memcpy(t.data_ptr(), npy.data() + start, Bytes(t));
   return t;
 }
 
+// The arrays of an uncompressed .npz.
 static std::map<std::string, ffi::Tensor> Arrays(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error("cannot read " + path);
@@ -69,69 +105,112 @@ static std::map<std::string, ffi::Tensor> Arrays(const std::string& path) {
     uint64_t size = Little(s, at + 18, 4), name = Little(s, at + 26, 2), extra = Little(s, at + 28, 2);
     if (Little(s, at + 8, 2) != 0) throw std::runtime_error("the golden file is compressed");
     if (size == 0xffffffff) size = Little(s, at + 30 + name + 4 + 8, 8);
-    std::string key = s.substr(at + 30, name);
     size_t data = at + 30 + name + extra;
-    found.emplace(key.substr(0, key.size() - 4), Array(s.substr(data, size)));
+    if (name < 4 || data > s.size() || size > s.size() - data) throw std::runtime_error("the golden file is truncated");
+    found.emplace(s.substr(at + 30, name - 4), Array(s.substr(data, size)));
     at = data + size;
   }
   return found;
 }
 
-static double Worst(const ffi::Tensor& a, const ffi::Tensor& b) {
-  DLTensor *x = const_cast<DLTensor*>(a.GetDLTensorPtr()), *y = const_cast<DLTensor*>(b.GetDLTensorPtr());
-  if (Held::Bytes(x) != Held::Bytes(y)) throw std::runtime_error("an output has another size than the golden one");
-  if (x->dtype.code != kDLFloat) return memcmp(x->data, y->data, Held::Bytes(x)) ? INFINITY : 0;
-  double worst = 0;
-  for (size_t i = 0; i < Held::Bytes(x) / 4; ++i) {
-    double p = static_cast<float*>(x->data)[i], q = static_cast<float*>(y->data)[i];
-    double error = std::fabs(p - q) / (1e-4 + 1e-4 * std::fabs(q));
-    if (!(error <= worst)) worst = error;
-  }
-  return worst;
+static const ffi::Tensor& Golden(const std::map<std::string, ffi::Tensor>& arrays, const std::string& name) {
+  auto found = arrays.find(name);
+  if (found == arrays.end()) throw std::runtime_error("the golden file has no " + name);
+  return found->second;
 }
 
-static int Main(int argc, char** argv) {
-  std::string folder = argv[1], golden = argc > 2 ? argv[2] : folder + "/golden.npz";
-  for (const char* name : {"libtvm_runtime.so", "libtvm_runtime_extra.so"})
-    if (!dlopen(name, RTLD_NOW | RTLD_GLOBAL) && name[14] == '.') throw std::runtime_error(dlerror());
-  auto arrays = Arrays(golden);
-  std::ifstream interface(folder + "/interface.txt");
-  std::vector<std::string> outputs;
-  std::vector<ffi::Tensor> inputs;
-  for (std::string kind, name; interface >> kind >> name;) {
-    if (!arrays.count(kind + ":" + name)) throw std::runtime_error(golden + " has no " + kind + ":" + name);
-    if (kind == "input") inputs.push_back(arrays.at("input:" + name));
-    else outputs.push_back(name);
+static double At(const ffi::Tensor& t, size_t i) {
+  const void* data = t.data_ptr();
+  if (t.dtype().code == kDLFloat && t.dtype().bits == 32) return static_cast<const float*>(data)[i];
+  if (t.dtype().code == kDLInt && t.dtype().bits == 64) return static_cast<double>(static_cast<const int64_t*>(data)[i]);
+  if (t.dtype().code == kDLInt && t.dtype().bits == 32) return static_cast<const int32_t*>(data)[i];
+  if (t.dtype().code == kDLInt && t.dtype().bits == 8) return static_cast<const int8_t*>(data)[i];
+  if (t.dtype().bits == 8) return static_cast<const uint8_t*>(data)[i];
+  throw std::runtime_error("an output has a type that golden outputs do not have");
+}
+
+// The largest difference, and the largest golden value; the difference is infinite where a value is no number.
+static std::pair<double, double> Difference(const ffi::Tensor& found, const ffi::Tensor& golden) {
+  auto a = found.shape(), b = golden.shape();
+  if (found.dtype() != golden.dtype() || !std::equal(a.begin(), a.end(), b.begin(), b.end()))
+    throw std::runtime_error("an output has another shape or type than the golden one");
+  double worst = 0, scale = 0;
+  for (size_t i = 0, n = Bytes(golden) * 8 / golden.dtype().bits; i < n; ++i) {
+    double p = At(found, i), q = At(golden, i), error = std::fabs(p - q);
+    worst = std::max(worst, std::isnan(error) ? INFINITY : error);
+    scale = std::max(scale, std::fabs(q));
   }
-  ffi::Module library = ffi::Module::LoadFromFile(folder + "/model.so");
-  ffi::Module vm = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
-  vm->GetFunction("vm_initialization").value()(1, 0, 2);
-  ffi::Function run = vm->GetFunction("main").value();
-  std::vector<ffi::AnyView> args(inputs.begin(), inputs.end());
-  ffi::Any result;
-  double ms = 0;
-  for (int i = 0; i < 2; ++i) {
+  return {worst, scale};
+}
+
+static void Load(const char* name, bool needed) {
+  if (!dlopen(name, RTLD_NOW | RTLD_GLOBAL) && needed) throw std::runtime_error(dlerror());
+}
+
+static std::vector<double> Timed(const ffi::Function& run, const std::vector<ffi::AnyView>& args, DLDevice device,
+                                 int rounds, ffi::Any* result) {
+  ffi::Function sync = ffi::Function::GetGlobalRequired("runtime.Device_StreamSync");
+  std::vector<double> ms;
+  for (int i = -3; i < rounds; ++i) {
     auto start = std::chrono::steady_clock::now();
-    run.CallPacked(ffi::PackedArgs(args.data(), args.size()), &result);
-    ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    run.CallPacked(ffi::PackedArgs(args.data(), args.size()), result);
+    sync(device, static_cast<int64_t>(0));
+    std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+    if (i >= 0) ms.push_back(took.count());
   }
+  std::sort(ms.begin(), ms.end());
+  return ms;
+}
+
+static int Main(const std::string& folder, const std::string& place, int rounds) {
+  Interface interface = ReadInterface(folder + "/interface.txt");
+  if (!interface.libraries.count(place)) throw std::runtime_error("this bundle has no library for " + place);
+  Load("libtvm_runtime.so", true);
+  Load("libtvm_runtime_extra.so", false);
+  if (place == "cuda") Load("libtvm_runtime_cuda.so", true);
+  DLDevice cpu{kDLCPU, 0}, device{place == "cuda" ? kDLCUDA : kDLCPU, 0};
+  auto arrays = Arrays(folder + "/golden.npz");
+  ffi::Module library = ffi::Function::GetGlobalRequired("ffi.ModuleLoadFromFile")(
+                            ffi::String(folder + "/" + interface.libraries.at(place))).cast<ffi::Module>();
+  ffi::Module vm = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
+  ffi::Function start = vm->GetFunction("vm_initialization").value();
+  if (place == "cuda") start(2, 0, 2, 1, 0, 2);
+  else start(1, 0, 2);
+  std::vector<ffi::Tensor> inputs;
+  for (const std::string& name : interface.inputs) inputs.push_back(Copied(Golden(arrays, "input:" + name), device));
+  ffi::Any result;
+  std::vector<ffi::AnyView> args(inputs.begin(), inputs.end());
+  std::vector<double> ms = Timed(vm->GetFunction("main").value(), args, device, rounds, &result);
   auto found = result.cast<ffi::Array<ffi::Tensor>>();
-  bool equal = found.size() == outputs.size();
-  for (size_t i = 0; equal && i < outputs.size(); ++i) {
-    double worst = Worst(found[i], arrays.at("output:" + outputs[i]));
-    printf("%s: %.3g of the tolerance\n", outputs[i].c_str(), worst);
-    equal = worst <= 1;
+  if (found.size() != interface.outputs.size()) throw std::runtime_error("another number of outputs than promised");
+  bool equal = true;
+  std::ostringstream rows, said;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const std::string& name = interface.outputs[i];
+    auto [worst, scale] = Difference(Copied(found[i], cpu), Golden(arrays, "output:" + name));
+    equal = equal && worst <= interface.atol + interface.rtol * scale;
+    rows << (i ? ", " : "") << '"' << name << "\": " << (std::isinf(worst) ? 1e308 : worst);
+    said << (i ? ", " : "") << name << ' ' << worst;
   }
-  printf("%s, %.3f ms\n", equal ? "equal" : "NOT EQUAL", ms);
-  return equal ? 0 : 1;
+  std::ofstream out(folder + "/result.json");
+  out << "{\n \"passed\": " << (equal ? "true" : "false") << ",\n \"device\": \"" << place
+      << "\",\n \"largest_difference\": {" << rows.str() << "},\n \"tolerance\": {\"rtol\": " << interface.rtol
+      << ", \"atol\": " << interface.atol << "},\n \"latency_ms\": {\"median\": " << ms[ms.size() / 2]
+      << ", \"p90\": " << ms[ms.size() * 9 / 10] << ", \"least\": " << ms[0] << "},\n \"rounds\": " << rounds << "\n}\n";
+  if (!out.flush()) throw std::runtime_error("cannot write " + folder + "/result.json");
+  printf("%s: %s: largest differences: %s; median %.4g ms\n", equal ? "PASS" : "FAIL", place.c_str(),
+         said.str().c_str(), ms[ms.size() / 2]);
+  return equal ? 0 : 4;
 }
 
 int main(int argc, char** argv) {
-  if (argc < 2) return fprintf(stderr, "tvm_run FOLDER [GOLDEN.npz]\n"), 2;
+  int rounds = argc > 3 ? atoi(argv[3]) : 50;
+  if (argc < 2 || rounds < 1) return fprintf(stderr, "tvm_run FOLDER [cpu|cuda [ROUNDS]]\n"), 2;
   try {
-    return Main(argc, argv);
+    return Main(argv[1], argc > 2 ? argv[2] : "cpu", rounds);
   } catch (const std::exception& error) {
-    fprintf(stderr, "tvm_run: %s\n", error.what());
+    std::string text = error.what();
+    fprintf(stderr, "tvm_run: %s\n", text.substr(0, text.find('\n')).c_str());
     return 2;
   }
 }

@@ -20,8 +20,13 @@ def load(folder: str | Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.n
     from tvm import relax
 
     model = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
-    library = tvm.runtime.load_module(str((Path(folder) / model["library"]).resolve()))
-    run = relax.VirtualMachine(library, tvm.cpu())["main"]
+    name = os.environ.get("TVM_DEVICE") or ("cuda" if "cuda" in model["libraries"] else "cpu")
+    path, device = (Path(folder) / model["libraries"][name]).resolve(), tvm.device(name)
+    if not path.exists():
+        raise SystemExit(f"{path} is not built yet: run `sh build.sh` on the device first")
+    if not device.exist:
+        raise SystemExit(f"TVM {tvm.__version__} finds no device {name} here: TVM_DEVICE=cpu uses the CPU's library")
+    run = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)["main"]
 
     def call(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         values = []
@@ -35,7 +40,7 @@ def load(folder: str | Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.n
                 raise SystemExit(
                     f"input {row['name']}: {value.dtype}{list(value.shape)} given, {row['dtype']}{row['shape']} wanted"
                 )
-            values.append(tvm.runtime.tensor(value))
+            values.append(tvm.runtime.tensor(value, device))
         results = run(*values)
         return {row["name"]: r.numpy().copy() for row, r in zip(model["outputs"], results, strict=True)}
 
