@@ -25,8 +25,11 @@ class Graph:
         self.inserted: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
 
     def value(self, name: str) -> np.ndarray | None:
-        """The constant of that name, None when it is computed."""
-        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+        """The constant of that name, None when it is computed, or set aside for its size."""
+        stored = self.constants.get(name)
+        if stored is None or stored.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        return numpy_helper.to_array(stored)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant under a name that is not taken yet."""

@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from edgecompile.errors import TargetError
 from edgecompile.program import Program
 from edgecompile.rewrite import layer
 from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads, _tensorrt_types
 from edgecompile.targets._onnx_graph import Graph
-from edgecompile.targets.onnx import _EXTERNAL_BYTES, Onnx, _simplified
+from edgecompile.targets.onnx import Onnx, _simplified
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 Sizes = Mapping[str, tuple[int, ...]]
@@ -71,15 +70,28 @@ def plain(program: Program, notes: list[str]) -> onnx.ModelProto:
     _onnx_graph.name_outputs(model, program.output_names)
     model = _simplified(model, notes)
     _onnx_graph.pool_globally(model)
+    _whole_windows(model)
     _onnx_pads.fold_pads(model)
     _onnx_graph.merge_quantization(model)
     _onnx_graph.transpose_weights(model)
     if (why := older(model)) is not None:
         notes.append(f"opset {_EXPORTED_OPSET}, which TensorRT 8.6 does not read: {why}")
-    if model.ByteSize() > _EXTERNAL_BYTES:
-        raise TargetError("tensorrt: the model passes 2 GB, the limit of one ONNX file; quantize or prune it first")
     _remember(model, program)
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def _whole_windows(model: onnx.ModelProto) -> None:
+    """A pool whose window covers its whole input is a global one; TensorRT limits the size of windows."""
+    sizes = _sizes(model)
+    for node in model.graph.node:
+        if node.op_type not in ("AveragePool", "MaxPool") or len(node.output) > 1 or node.input[0] not in sizes:
+            continue
+        given = {a.name: list(a.ints) for a in node.attribute}
+        plain = not any(given.get("pads", ())) and all(d == 1 for d in given.get("dilations", ()))
+        extent = sizes[node.input[0]][2:]
+        if plain and extent and all(0 < n <= k for n, k in zip(extent, given["kernel_shape"], strict=True)):
+            node.op_type = f"Global{node.op_type}"
+            del node.attribute[:]
 
 
 def older(model: onnx.ModelProto) -> str | None:
@@ -147,7 +159,7 @@ def _sizes(model: onnx.ModelProto) -> Sizes:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
         v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in (*inferred.value_info, *inferred.output)
+        for v in (*inferred.input, *inferred.value_info, *inferred.output)
     }
 
 

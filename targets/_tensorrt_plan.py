@@ -20,8 +20,6 @@ from edgecompile.errors import TargetError
 from edgecompile.program import Program
 from edgecompile.target import Artifact, Run
 
-_LIMIT_S = 3600
-
 
 def capability() -> int | None:
     """The compute capability of this machine's GPU, 80 for an A100; None without one."""
@@ -38,16 +36,16 @@ def available(sm: int) -> bool:
     return importlib.util.find_spec("tensorrt") is not None and capability() == sm
 
 
-def build(folder: Path) -> dict[str, Any]:
+def build(folder: Path, limit_s: float) -> dict[str, Any]:
     """Build `model.plan` with the bundle's own run.py in a child process; facts of what was built.
 
     The timing cache stays beside the plan: with it, a rebuild makes the same choices.
     """
     command = [sys.executable, str(folder / "run.py"), "--build"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LIMIT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
-        raise TargetError(f"tensorrt: TensorRT took over {_LIMIT_S} s to build the plan and was stopped") from None
+        raise TargetError(f"tensorrt: TensorRT took over {limit_s:g} s to build the plan: raise limit_s") from None
     if done.returncode or not (folder / "model.plan").is_file():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"

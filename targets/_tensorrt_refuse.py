@@ -197,7 +197,7 @@ _AXES = 8
 _DTYPES = (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 
 
-def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool) -> list[str]:
+def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool, limit_s: float) -> list[str]:
     """Everything that stands against a program, none when it can be emitted."""
     from edgecompile.targets.onnx import Onnx
 
@@ -214,7 +214,7 @@ def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool) -> list[s
         model = _tensorrt_onnx.build(fixed, dtype, {}, notes)
     except TargetError as error:
         return [str(error).removeprefix("tensorrt: ")]
-    return explained(_faults(model), model)
+    return explained(_faults(model, limit_s), model)
 
 
 def explained(faults: Sequence[Fault], model: onnx.ModelProto) -> list[str]:
@@ -230,7 +230,7 @@ def explained(faults: Sequence[Fault], model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _faults(model: onnx.ModelProto) -> Sequence[Fault]:
+def _faults(model: onnx.ModelProto, limit_s: float) -> Sequence[Fault]:
     from edgecompile.targets import _tensorrt_rtx
 
     if not _tensorrt_rtx.available():
@@ -239,7 +239,7 @@ def _faults(model: onnx.ModelProto) -> Sequence[Fault]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        return _tensorrt_rtx.check(path).faults
+        return _tensorrt_rtx.check(path, limit_s).faults
 
 
 def _plain(program: Program) -> bool:

@@ -18,7 +18,6 @@ SMS = (75, 80, 86, 89, 120)
 """Compute capabilities that TensorRT-RTX 1.7 builds for without a GPU."""
 INSTALL = "TensorRT-RTX is not installed: pip install 'edgecompile[tensorrt]'"
 _ROUNDS = 100
-_LIMIT_S = 1800
 _ENDED = "RESULT "
 _CHATTER = ("CUDA driver version is insufficient", "has Int64 binding")
 """What is said of every machine without a GPU, and of every integer input."""
@@ -48,25 +47,28 @@ def available() -> bool:
     return importlib.util.find_spec("tensorrt_rtx") is not None
 
 
-def check(model: Path, timeout_s: float = _LIMIT_S) -> Verdict:
+def check(model: Path, limit_s: float) -> Verdict:
     """Every node of a model that the parser refuses; none means that it parses as a strongly typed network."""
-    return _child(["check", str(model)], timeout_s)
+    return _child(["check", str(model)], limit_s)
 
 
-def build(model: Path, sm: int, engine: Path, timeout_s: float = _LIMIT_S) -> Verdict:
-    """Write the engine for one compute capability; `TargetError` with the builder's reason when it fails."""
-    return _child(["build", str(model), str(sm), str(engine)], timeout_s)
+def build(model: Path, sm: int, engine: Path, sparse: bool, limit_s: float) -> Verdict:
+    """Write the engine for one compute capability; `TargetError` with the builder's reason when it fails.
+
+    `sparse` lets the builder look for 2:4 weights.
+    """
+    return _child(["build", str(model), str(sm), str(engine), *(["sparse"] if sparse else [])], limit_s)
 
 
-def _child(arguments: list[str], timeout_s: float) -> Verdict:
+def _child(arguments: list[str], limit_s: float) -> Verdict:
     if not available():
         raise TargetError(f"tensorrt: {INSTALL}", rule="toolchain")
     command = [sys.executable, "-m", __name__, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         raise TargetError(
-            f"tensorrt: TensorRT-RTX took over {timeout_s:g} s to {arguments[0]} the model and was stopped"
+            f"tensorrt: TensorRT-RTX took over {limit_s:g} s to {arguments[0]} the model: raise limit_s"
         ) from None
     line = next((x for x in reversed(done.stdout.splitlines()) if x.startswith(_ENDED)), None)
     if line is None:
@@ -81,14 +83,14 @@ def _child(arguments: list[str], timeout_s: float) -> Verdict:
 
 
 def main(arguments: list[str]) -> None:
-    """The child: `check MODEL` or `build MODEL SM ENGINE`, the verdict as the last line."""
+    """The child: `check MODEL` or `build MODEL SM ENGINE [sparse]`, the verdict as the last line."""
     trt: Any = importlib.import_module("tensorrt_rtx")
     log = _log(trt)
     said: dict[str, Any] = {"version": trt.__version__, "faults": [], "layers": []}
     if arguments[0] == "check":
         said["faults"] = _faults(trt, log, Path(arguments[1]))
     else:
-        _build(trt, log, Path(arguments[1]), int(arguments[2]), Path(arguments[3]), said)
+        _build(trt, log, Path(arguments[1]), int(arguments[2]), Path(arguments[3]), "sparse" in arguments[4:], said)
     said["warnings"] = sorted({_reason(text) for level, text in log.heard if level == "WARNING"} - {""})[:20]
     print(_ENDED + json.dumps(said), flush=True)
 
@@ -158,13 +160,15 @@ def _cut(graph: Any, node: Any, types: dict[str, Any]) -> None:
         graph.output.extend(types[o] for n in graph.node for o in n.output if o in types)
 
 
-def _build(trt: Any, log: Any, path: Path, sm: int, engine: Path, said: dict[str, Any]) -> None:
+def _build(trt: Any, log: Any, path: Path, sm: int, engine: Path, sparse: bool, said: dict[str, Any]) -> None:
     builder, network, parser, parsed = _parse(trt, log, path.read_bytes())
     if not parsed:
         said["failed"] = _reason(parser.get_error(0).desc()) if parser.num_errors else "the model does not parse"
         return
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
     content = builder.build_serialized_network(network, config)

@@ -209,8 +209,7 @@ def _tile(anchor: Block, plan: _Plan, after: _After, simd: Simd, place: _Place) 
         return tir.loop(lanes, body, "vector")
 
     dot = "edge.dot" in anchor.marks
-    reduced = [anchor.axes[i] for i in anchor.reduced[: -1 if dot else None]]
-    sizes = [anchor.sizes[i] for i in anchor.reduced[: -1 if dot else None]]
+    reduced, sizes = ([of[i] for i in anchor.reduced[: -1 if dot else None]] for of in (anchor.axes, anchor.sizes))
 
     def sums(ks: list[Any]) -> Any:
         k = dict(zip(reduced, ks, strict=True))

@@ -154,9 +154,9 @@ def mentions(expr: Expr, var: Any) -> bool:
 
 def equal(a: Expr, b: Expr) -> bool:
     """Whether two indices are the same expression."""
-    from tvm import ir
+    from tvm_ffi import structural_equal
 
-    return bool(a.same_as(b) or ir.structural_equal(a, b))
+    return bool(a.same_as(b) or structural_equal(a, b))
 
 
 def loads(expr: Expr) -> list[tuple[Any, list[Any]]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 MAIN = "model.pte"
 _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default)
+_SPATIAL = (aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input)
 _INTEGER = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel")
 
 
@@ -49,9 +50,11 @@ class ExecuTorch(Target):
         return _TABLE
 
     def refuse(self, program: Program) -> list[str]:
-        """Tensors of dynamic shape, and dtypes that the runtime's kernels do not have."""
+        """Tensors of dynamic shape, dtypes that the runtime's kernels do not have, convolutions in three dimensions."""
+        from edgecompile.targets._emit import not_numbers
+
         _installed()
-        reasons = []
+        reasons = not_numbers(program)
         for node in program.graph.graph.nodes:
             value = node.meta.get("val")
             if not isinstance(value, Tensor):
@@ -61,6 +64,10 @@ class ExecuTorch(Target):
             elif value.is_complex() or value.is_quantized:
                 reasons.append(
                     f"{layer(node)}: {op_name(node)} ({node.name}) has {value.dtype}: ExecuTorch has no kernels for it"
+                )
+            elif node.target in _SPATIAL:
+                reasons.append(
+                    f"{layer(node)}: {op_name(node)} ({node.name}) has 5 axes: ExecuTorch's convolution has 3 or 4"
                 )
         return list(dict.fromkeys(reasons))
 
@@ -110,6 +117,7 @@ class Session:
     """A `.pte` in its runtime; callable with tensors, and `bound` gives the call that is timed."""
 
     def __init__(self, path: Path, threads: int = 1) -> None:
+        self._name = path.name
         try:
             with silenced(stderr=True, stdout=True):
                 import executorch.kernels.quantized  # noqa: F401  kernels of what is quantized outside XNNPACK
@@ -124,8 +132,12 @@ class Session:
             raise TargetError(f"{path.name}: ExecuTorch does not load it: {said}") from error
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # the next run writes over what this one gives
-        return tuple(t.clone() for t in self._method.execute([t.detach().contiguous() for t in inputs]))
+        try:
+            found = self._method.execute([t.detach().contiguous() for t in inputs])
+        except RuntimeError as error:
+            said = (str(error).strip().splitlines() or ["no message"])[0][:300]
+            raise TargetError(f"{self._name}: ExecuTorch does not run it: {said}") from error
+        return tuple(t.clone() for t in found)  # the next run writes over what this one gives
 
     def bound(self, inputs: tuple[Tensor, ...]) -> Any:
         """A call without arguments that runs on these inputs: what a latency is measured of."""

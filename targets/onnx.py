@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from edgecompile.errors import TargetError
+from edgecompile.errors import TargetError, Unsupported
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import layer
 from edgecompile.target import Artifact, QuantRule, Run, Target
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 aten = torch.ops.aten
-_EXTERNAL_BYTES = 1_900_000_000  # protobuf ends at 2 GB
 _DECOMPOSED = {aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.batch_norm.default}
 """What the exporter decomposes into operators that all have an ONNX form, whatever the arguments."""
 _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
@@ -51,8 +50,11 @@ class Onnx(Target):
         """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
         from torch.onnx._internal.exporter import _core
 
+        from edgecompile.targets._emit import not_numbers
         from edgecompile.targets._onnx_compressed import by_rows
 
+        if reasons := not_numbers(program):
+            return reasons
         program = by_rows(program)
         with quiet():
             registry = _registry(self.opset)
@@ -70,12 +72,18 @@ class Onnx(Target):
         """Write `model.onnx`; the same program gives the same bytes."""
         import onnx
 
-        from edgecompile.targets import _onnx_attention, _onnx_compressed, _onnx_graph, _onnx_pads
+        from edgecompile.targets import _emit, _onnx_attention, _onnx_compressed, _onnx_graph, _onnx_large, _onnx_pads
 
-        model = self._exported(program)
+        if reasons := _emit.not_numbers(program):
+            raise Unsupported("onnx", reasons)
+        aside: dict[str, Any] = {}
+        model = self._exported(program, aside)
         notes = [*_onnx_attention.blind_rows(program), *_onnx_compressed.notes(program)]
         _onnx_graph.name_outputs(model, program.output_names)
-        model = _simplified(model, notes)
+        if aside:
+            notes.append("not simplified: the weights pass 2 GB, and most are in model.onnx.data")
+        else:
+            model = _simplified(model, notes)
         _onnx_graph.pool_globally(model)
         _onnx_pads.fold_pads(model)
         _onnx_attention.sum_before_norm(model)
@@ -83,26 +91,26 @@ class Onnx(Target):
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
         _onnx_compressed.four_bits(model)
-        if model.ByteSize() <= _EXTERNAL_BYTES:
-            model = onnx.shape_inference.infer_shapes(model)
+        model = onnx.shape_inference.infer_shapes(model)
         _onnx_graph.tidy(model, metadata)
-        path = folder / "model.onnx"
-        if model.ByteSize() > _EXTERNAL_BYTES:
-            onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", all_tensors_to_one_file=True)
-            onnx.checker.check_model(str(path))
-        else:
-            onnx.checker.check_model(model, full_check=True)
-            path.write_bytes(model.SerializeToString(deterministic=True))
-        (folder / "run.py").write_bytes(text("onnx_run.py"))
+        with _emit.whole(folder) as made:
+            if aside:
+                _onnx_large.write(model, aside, made)
+            else:
+                onnx.checker.check_model(model, full_check=True)
+                (made / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+            (made / "run.py").write_bytes(text("onnx_run.py"))
         return Artifact("onnx", folder, "model.onnx", tuple(notes), {"tolerance": _tolerance(program)})
 
-    def _exported(self, program: Program) -> onnx.ModelProto:
+    def _exported(self, program: Program, aside: dict[str, Any] | None = None) -> onnx.ModelProto:
+        """The model as torch exports it; of one past 2 GB, large weights are in `aside` where that is given."""
+        from edgecompile.targets import _onnx_large
         from edgecompile.targets._onnx_attention import four_axes
         from edgecompile.targets._onnx_compressed import by_rows
         from edgecompile.targets._onnx_tiny import guarded
 
         try:
-            with quiet():
+            with quiet(), torch.no_grad():  # with gradients attention takes other kernels, whose strides no view fits
                 exported = torch.onnx.export(
                     four_axes(guarded(by_rows(program))).exported(),
                     (),
@@ -119,6 +127,8 @@ class Onnx(Target):
             lines = str(cause).strip().splitlines() or [type(cause).__name__]
             raise TargetError(f"onnx: torch {torch.__version__}'s exporter failed: {lines[0][:300]}") from error
         assert exported is not None
+        if aside is not None and _onnx_large.too_large(program):
+            aside |= _onnx_large.set_aside(exported.model)
         return exported.model_proto
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run:
@@ -226,9 +236,6 @@ def quiet() -> Iterator[None]:
 
 
 def _simplified(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
-    if model.ByteSize() > _EXTERNAL_BYTES:
-        notes.append("not simplified: the model passes 2 GB")
-        return model
     import onnxsim
 
     simplified, same = onnxsim.simplify(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,7 +33,7 @@ class TensorRT(Target):
     capability of the GPU: for 75, 80, 86, 89 and 120 an engine is built here with TensorRT-RTX (its own runtime, not
     TensorRT's) and stands beside the ONNX; for others (87 is Orin, 90 is H100) there is the ONNX alone. `dla` is the
     core of Orin's DLA to use; layers that it lacks are refused unless `allow_gpu_fallback`. `torch_tensorrt` adds
-    `model.ep` by torch-tensorrt, where that imports.
+    `model.ep` by torch-tensorrt, where that imports. `limit_s` ends a parser or builder that takes longer.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -43,6 +43,7 @@ class TensorRT(Target):
     dla: int | None = None
     allow_gpu_fallback: bool = False
     torch_tensorrt: bool = False
+    limit_s: int = 1800
 
     def __post_init__(self) -> None:
         if self.dla is None:
@@ -62,10 +63,33 @@ class TensorRT(Target):
         """Every operator without an ONNX form, or, when all have one, every node that TensorRT's parser refuses."""
         from edgecompile.targets import _tensorrt_refuse
 
-        return _tensorrt_refuse.reasons(program, self.dtype, self.dla is not None, self.allow_gpu_fallback)
+        if reasons := self._wrong(program):
+            return reasons
+        dla = self.dla is not None
+        return _tensorrt_refuse.reasons(program, self.dtype, dla, self.allow_gpu_fallback, self.limit_s)
+
+    def _wrong(self, program: Program) -> list[str]:
+        """What is wrong apart from operators."""
+        from edgecompile.targets import _emit, _onnx_large
+
+        found = [*_emit.not_numbers(program), *_emit.data_dependent(program)]
+        if _onnx_large.too_large(program):
+            found.append("the model passes 2 GB, the limit of one ONNX file: quantize or prune it first")
+        return found
 
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write `model.onnx`, `build.sh` and `run.py`, and an engine where one can be built here."""
+        from edgecompile.targets import _emit
+
+        if program.batch is None:
+            raise TargetError("tensorrt: the batch is not fixed: emit program.specialised(1)")
+        if reasons := self._wrong(program):
+            raise Unsupported("tensorrt", reasons)
+        with _emit.whole(folder) as made:
+            artifact = self._filled(program, made, metadata)
+        return replace(artifact, folder=folder)
+
+    def _filled(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         from edgecompile.targets import _tensorrt_plan, _tensorrt_quant
 
         symmetric, changed = _tensorrt_quant.symmetric(program)
@@ -79,9 +103,10 @@ class TensorRT(Target):
             self._emit_dla(symmetric, folder, metadata, notes, facts)
         else:
             self._emit_gpu(symmetric, folder, metadata, notes, facts)
-        self._scripts(folder, quantized, int(facts["opset"]))
+        sparse = bool(facts.get("sparse_2_4"))
+        self._scripts(folder, quantized, int(facts["opset"]), sparse)
         main, kind = self._engine(folder, notes, facts)
-        self._settings(folder, kind, main)
+        self._settings(folder, kind, main, sparse)
         if self.torch_tensorrt:
             facts |= _tensorrt_plan.save_torch_tensorrt(symmetric, folder, self.dtype)
         return Artifact(kind, folder, main, tuple(notes), facts)
@@ -92,15 +117,14 @@ class TensorRT(Target):
         from edgecompile.targets import _tensorrt_onnx, _tensorrt_refuse, _tensorrt_rtx
 
         model = _tensorrt_onnx.build(program, self.dtype, metadata, notes)
-        _write(model, folder / "model.onnx")
-        facts["opset"] = _opset(model)
+        self._write(model, folder, notes, facts)
         facts["operators"] = _tensorrt_onnx.operators(model)
         wide = [n.name for n in model.graph.node if n.op_type in _tensorrt_onnx.KEPT_IN_FP32]
         (folder / "fp32_layers.txt").write_text("".join(f"{name}\n" for name in wide), encoding="utf-8")
         if not _tensorrt_rtx.available():
             notes.append("not parsed here: TensorRT-RTX, whose parser checks the model, is not installed")
             return
-        verdict = _tensorrt_rtx.check(folder / "model.onnx")
+        verdict = _tensorrt_rtx.check(folder / "model.onnx", self.limit_s)
         facts["parsed_by"] = f"TensorRT-RTX {verdict.version}"
         notes += verdict.warnings
         if verdict.faults:
@@ -115,9 +139,8 @@ class TensorRT(Target):
         gpu = [p for p in places if p.unit == "GPU"]
         if gpu and not self.allow_gpu_fallback:
             raise Unsupported("tensorrt", _tensorrt_dla.refusals(places))
-        _write(model, folder / "model.onnx")
+        self._write(model, folder, notes, facts)
         (folder / "scales.txt").write_text(_tensorrt_dla.cache_lines(scales), encoding="utf-8")
-        facts["opset"] = _opset(model)
         facts["operators"] = [
             {"name": p.node, "op": p.operator, "layer": p.layer, "unit": p.unit, "why": p.why} for p in places
         ]
@@ -125,16 +148,30 @@ class TensorRT(Target):
             f"DLA core {self.dla}: {len(places) - len(gpu)} layers by its documented limits, {len(gpu)} on the GPU"
         )
 
+    def _write(self, model: onnx.ModelProto, folder: Path, notes: list[str], facts: dict[str, Any]) -> None:
+        """The file, with what the scripts must know of it."""
+        from edgecompile.targets import _tensorrt_sparse
+
+        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        facts["opset"] = _opset(model)
+        sparse, weights = _tensorrt_sparse.layers(model)
+        if sparse and self.sm >= _tensorrt_sparse.FIRST_SM:
+            facts["sparse_2_4"] = sparse
+            notes.append(
+                f"{len(sparse)} of {weights} weights are 2:4 sparse: the builder may choose sparse kernels for them"
+            )
+
     def _engine(self, folder: Path, notes: list[str], facts: dict[str, Any]) -> tuple[str, str]:
         from edgecompile.targets import _tensorrt_plan, _tensorrt_rtx
 
         if self.dla is None and _tensorrt_plan.available(self.sm):
-            facts |= _tensorrt_plan.build(folder)
+            facts |= _tensorrt_plan.build(folder, self.limit_s)
             return "model.plan", "tensorrt"
         if self.sm not in _tensorrt_rtx.SMS:
             return "model.onnx", "tensorrt"
         name = f"model.sm{self.sm}.rtx"
-        verdict = _tensorrt_rtx.build(folder / "model.onnx", self.sm, folder / name)
+        sparse = bool(facts.get("sparse_2_4"))
+        verdict = _tensorrt_rtx.build(folder / "model.onnx", self.sm, folder / name, sparse, self.limit_s)
         facts["tensorrt_rtx"] = verdict.version
         facts["layers"] = list(verdict.layers)
         notes.append(
@@ -147,13 +184,14 @@ class TensorRT(Target):
             notes.append(f"{name}: {loose} of {len(integer)} products write float32: it may be no faster than fp16")
         return name, "tensorrt-rtx"
 
-    def _scripts(self, folder: Path, quantized: bool, opset: int) -> None:
+    def _scripts(self, folder: Path, quantized: bool, opset: int, sparse: bool = False) -> None:
         from edgecompile.targets.runners import text
 
         given = {
             "DTYPE": self.dtype,
             "QUANTIZED": "yes" if quantized else "no",
             "OPSET": opset,
+            "SPARSE": "yes" if sparse else "no",
             "DLA": "none" if self.dla is None else self.dla,
             "FALLBACK": "yes" if self.allow_gpu_fallback else "no",
         }
@@ -162,10 +200,11 @@ class TensorRT(Target):
             script = script.replace(f"@{word}@", str(value))
         (folder / "build.sh").write_text(script, encoding="utf-8")
         (folder / "run.py").write_bytes(text("tensorrt_run.py"))
-        self._settings(folder, "tensorrt", "model.onnx")
+        self._settings(folder, "tensorrt", "model.onnx", sparse)
 
-    def _settings(self, folder: Path, kind: str, main: str) -> None:
-        settings = {"kind": kind, "engine": "model.plan" if kind == "tensorrt" else main, "dla": self.dla}
+    def _settings(self, folder: Path, kind: str, main: str, sparse: bool) -> None:
+        engine = "model.plan" if kind == "tensorrt" else main
+        settings = {"kind": kind, "engine": engine, "dla": self.dla, "sparse": sparse}
         (folder / "tensorrt.json").write_text(json.dumps(settings, sort_keys=True) + "\n", encoding="utf-8")
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run | None:
@@ -190,10 +229,6 @@ class TensorRT(Target):
 
         found = Onnx().tap(Artifact("onnx", artifact.folder, "model.onnx"), names, inputs)
         return {name: value.astype("float32") if value.dtype == "float16" else value for name, value in found.items()}
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _opset(model: onnx.ModelProto) -> int:

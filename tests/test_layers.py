@@ -11,7 +11,7 @@ CORE = ROOT / "edgecompile"
 ORDER = [
     "errors", "silence", "spec", "reference", "functional", "program", "program_file", "rewrite", "ingest", "data",
     "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target",
-    "pass_manager", "verify", "report", "building", "cli",
+    "pass_manager", "verify", "report", "building", "matrix", "cli",
 ]  # fmt: skip
 FOLDERS = ("passes", "targets", "models", "device_profiles")
 

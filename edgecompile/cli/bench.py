@@ -1,16 +1,17 @@
-"""`edgecompile bench`: fit the latency predictor, validate it, and show how it learns."""
+"""`edgecompile bench`: the latency predictor fitted and validated, and the matrix of models and targets."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgecompile import errors
 
-app = typer.Typer(help="Fit and validate the latency predictor on published measurements.", no_args_is_help=True)
+app = typer.Typer(help="The predictor against measurements, and all models on all targets.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Write = Annotated[bool, typer.Option("--write", help="Replace the shipped table (in a checkout).")]
 Device = Annotated[str | None, typer.Option("--device", help="A fit or a device; all of them by default.")]
@@ -125,3 +126,49 @@ def learn(json_: Json = False) -> int:
     ]
     table(cells, ("new device", *(f"{k} measured" for k in COUNTS)))
     return errors.OK
+
+
+@app.command("matrix")
+def matrix(
+    only: Annotated[list[str] | None, typer.Option(help="A model, or several with commas; repeat for more.")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="artifact@device or a deployment; repeat for more.")] = None,
+    shard: Annotated[str, typer.Option(help="Every n-th model from the i-th on, as i/n.")] = "1/1",
+    ledger: Annotated[Path | None, typer.Option(help="Where rows are kept (default: the user's cache folder).")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Run cells again that the ledger has.")] = False,
+    table: Annotated[Path | None, typer.Option(help="Write the rows to this CSV file.")] = None,
+    limit_s: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1)] = 1800,
+    limit_mb: Annotated[float | None, typer.Option(help="Megabytes of memory (default: 80 % of all).", min=1)] = None,
+    json_: Json = False,
+) -> int:
+    """Build every shipped model for every target, in float and INT8, and hold what runs here to the teacher.
+
+    Each cell ends as equal, differs, built (nothing here runs it), refused or failed, with a reason. Finished cells are
+    kept in the ledger and not run again.
+    """
+    import platformdirs
+
+    from edgecompile import matrix as cells
+    from edgecompile.cli import progress
+    from edgecompile.store import write_atomic
+
+    limits = cells.Limits(limit_s) if limit_mb is None else cells.Limits(limit_s, limit_mb)
+    asked = cells.shard(cells.plan(_words(only), _words(targets)), shard)
+    place = ledger or platformdirs.user_cache_path("edgecompile") / "matrix.sqlite"
+    with cells.Ledger(place) as kept, progress.progress() as tell:
+        rows = cells.run(asked, kept, limits, refresh, tell)
+    if table is not None:
+        write_atomic(table, cells.csv_text(rows).encode())
+    if json_:
+        sys.stdout.write(json.dumps([cells.plain(row) for row in rows], indent=2, allow_nan=False) + "\n")
+    else:
+        progress.table([cells.cells_of(row) for row in rows], cells.HEADER)
+        sys.stdout.write(cells.summary(rows) + "\n")
+    failed = {"failed": errors.UNSUPPORTED, "differs": errors.ACCURACY}
+    return errors.first_code(failed[row.status] for row in rows if row.status in failed)
+
+
+def _words(given: list[str] | None) -> list[str]:
+    """Several words in one option, with commas that stand in no brackets."""
+    import re
+
+    return [word for text in given or () for word in re.split(r"\s*,\s*(?![^()]*\))", text) if word]

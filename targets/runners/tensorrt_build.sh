@@ -10,6 +10,7 @@ QUANTIZED=@QUANTIZED@
 OPSET=@OPSET@
 DLA=@DLA@
 FALLBACK=@FALLBACK@
+SPARSE=@SPARSE@
 
 tool=none
 version=unknown
@@ -103,6 +104,12 @@ else # precisions are permissions: TensorRT may still choose wider ones
         layers=$(sed 's/$/:fp32/' fp32_layers.txt | tr '\n' ',' | sed 's/,$//')
         flags="$flags --precisionConstraints=prefer --layerPrecisions=$layers"
     fi
+fi
+
+if [ "$SPARSE" = yes ]; then # weights with two zeros in every four: permission for kernels that skip them
+    case "$help" in
+    *--sparsity*) flags="${flags:+$flags }--sparsity=enable" ;;
+    esac
 fi
 
 # shellcheck disable=SC2086 # the flags are words

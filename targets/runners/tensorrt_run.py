@@ -170,6 +170,8 @@ def build(folder: Path) -> None:
     if not parser.parse_from_file(str(folder / "model.onnx")):
         raise SystemExit(f"run.py: TensorRT {trt.__version__}: {parser.get_error(0).desc()}")
     config = builder.create_builder_config()
+    if settings.get("sparse"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     stored = folder / "timing.cache"
     timing = config.create_timing_cache(stored.read_bytes() if stored.is_file() else b"")
     config.set_timing_cache(timing, False)

@@ -29,7 +29,7 @@ BANNERS = {
 }
 # Which options the help of a version has: read in samples/common/sampleOptions.cpp of NVIDIA/TensorRT at its tags.
 COMMON = ("--onnx=", "--saveEngine=", "--loadEngine=", "--timingCacheFile=", "--skipInference", "--exportTimes=")
-TIMED = ("--warmUp=", "--duration=", "--iterations=", "--useDLACore=", "--allowGPUFallback")
+TIMED = ("--sparsity=", "--warmUp=", "--duration=", "--iterations=", "--useDLACore=", "--allowGPUFallback")
 WEAK = ("--fp16", "--int8", "--calib=", "--precisionConstraints=", "--layerPrecisions=")
 OPTIONS = {
     "8": (*COMMON, *TIMED, *WEAK),
@@ -84,9 +84,10 @@ def stand_in(folder: Path, version: str, fault: str = "") -> Path:
 def bundle(folder: Path, **options: Any) -> Path:
     """The scripts of a bundle, without a model: what build.sh reads of it is its name."""
     folder.mkdir()
-    settings = {"quantized": False, "opset": 17, **{k: v for k, v in options.items() if k in ("quantized", "opset")}}
+    settings = {"quantized": False, "opset": 17, "sparse": False}
+    settings |= {k: v for k, v in options.items() if k in settings}
     target = TensorRT(**{k: v for k, v in options.items() if k not in settings})
-    target._scripts(folder, settings["quantized"], settings["opset"])
+    target._scripts(folder, settings["quantized"], settings["opset"], settings["sparse"])
     (folder / "model.onnx").write_bytes(b"model")
     (folder / "scales.txt").write_text("x: 3c010a14\n")
     (folder / "fp32_layers.txt").write_text("node_softmax\nnode_layer_norm\n")

@@ -97,4 +97,4 @@ def test_a_crash_of_the_toolchain_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 def test_a_file_that_is_no_model_is_refused_not_raised(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(TargetError, match=r"^tensorrt: TensorRT-RTX[^\n]*$"):
-        _tensorrt_rtx.build(tmp_path / "model.onnx", 80, tmp_path / "engine")
+        _tensorrt_rtx.build(tmp_path / "model.onnx", 80, tmp_path / "engine", False, 60)
