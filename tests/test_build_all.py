@@ -39,11 +39,14 @@ def test_every_bundle_verifies(folder: Path) -> None:
 def test_each_says_what_it_is_for_and_how_fast(folder: Path) -> None:
     for path in folder.glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
-        assert manifest["score"]["metric"] == "top1"
+        blind = path.parent.name in ("tvm@a100-sxm-80gb", "tvm@agx-orin-64gb", "tvm@galaxy-s24")
+        assert ("score" not in manifest) == blind, "what cannot run here has no score"
+        assert blind or manifest["score"]["metric"] == "top1"
         kind = manifest["latency"]["kind"]
         assert (kind == "measured") == (manifest["device"] == "host")
         assert kind == "measured" or manifest["latency"]["ms"] > 0
-        assert manifest["pipeline"].endswith("quantize") or "cast" in manifest["pipeline"]
+        gpu = manifest["facts"].get("arch", "").startswith("sm_")
+        assert manifest["pipeline"].endswith("merge_linear" if gpu else "quantize")
 
 
 def test_a_flipped_byte_is_found_by_name(folder: Path) -> None:
