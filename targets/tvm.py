@@ -150,7 +150,7 @@ class Tvm(Target):
         from edgecompile.targets._tvm_machine import runs_here
         from edgecompile.targets._tvm_session import Session
 
-        if self.arch != "host" or not runs_here(artifact.facts.get("machine")):
+        if artifact.facts.get("arch", self.arch) != "host" or not runs_here(artifact.facts.get("machine")):
             return None
         _installed()
         return Session(artifact.path)

@@ -11,7 +11,7 @@ import edgecompile
 from edgecompile.building.check import check
 from edgecompile.store import Cache
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # TVM's GPU schedules take minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
