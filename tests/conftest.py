@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,16 +13,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 ONE_RUNTIME = ("onnx@host",)
 
 
-@pytest.fixture(autouse=True)
-def one_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--target host` builds for ONNX Runtime alone: TVM's compiler takes seconds, and tests/test_contest.py has it.
-
-    Tests marked `runtimes`, and those that start the command line in a process of its own, have both.
-    """
+@pytest.fixture(scope="session", autouse=True)
+def both_runtimes() -> Iterator[tuple[str, ...]]:
+    """`--target host` builds for ONNX Runtime alone: TVM's compiler takes seconds, and tests/test_contest.py has it."""
     from edgecompile import targets
 
-    if "runtimes" not in request.keywords:
-        monkeypatch.setitem(targets.DEPLOYMENTS, "host", ONE_RUNTIME)
+    both = targets.DEPLOYMENTS["host"]
+    targets.DEPLOYMENTS["host"] = ONE_RUNTIME
+    yield both
+    targets.DEPLOYMENTS["host"] = both
+
+
+@pytest.fixture(autouse=True)
+def runtimes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, both_runtimes: tuple[str, ...]) -> None:
+    """Tests marked `runtimes`, and those that start the command line in a process of its own, have both."""
+    from edgecompile import targets
+
+    if "runtimes" in request.keywords:
+        monkeypatch.setitem(targets.DEPLOYMENTS, "host", both_runtimes)
 
 
 @pytest.fixture(scope="session")

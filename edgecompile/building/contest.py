@@ -79,6 +79,8 @@ def _unfit(
     snr = output_errors(found, wanted).snr_db
     if snr is not None and not snr >= least_db:
         return [f"its outputs differ from {first.artifact.kind}'s: signal to noise {snr:.0f} dB"]
+    if (budgets.size_bytes or budgets.size_percent) and built.size_bytes > first.size_bytes:
+        return [f"there is a size budget, and it takes {built.size_bytes} bytes, not {first.size_bytes}"]
     drop, best = shop.drop(built), shop.drop(first)
     limit = budgets.drop_pp
     if drop is None or best is None or limit is None or drop.value_pp <= max(limit, best.value_pp):
