@@ -30,6 +30,8 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench.startup
 	$(BIN)/python -m tests.bench.host
 	$(BIN)/python -m tests.bench.tvm_kernels
+	$(BIN)/python -m tests.bench.tvm_int8
+	$(BIN)/python -m tests.bench.emit_cost
 
 $(READY): pyproject.toml constraints.txt tests/models.txt
 	$(PYTHON) -c 'import sys; sys.exit("edgecompile needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -72,6 +72,10 @@ class Target(ABC):
         """Every reason why this program cannot be emitted, each with node, layer and operator; none when it can."""
         return []
 
+    def reads(self) -> tuple[Path, ...]:
+        """Files, named in the options, whose content goes into what is emitted."""
+        return ()
+
     @abstractmethod
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write the artifact into an existing, empty folder, `metadata` inside where the format has a place for it.

@@ -68,24 +68,9 @@ def imported(exported: ExportedProgram, dtype: str) -> Any:
 
 def fused(module: Any, where: Any) -> Any:
     """The program as fused functions without schedules."""
-    import tvm
     from tvm import relax
 
-    p = relax.transform
-    passes = [
-        relax.backend.DispatchSortScan(),
-        p.LegalizeOps(),
-        _borders_alone(),
-        p.AnnotateTIROpPattern(),
-        p.FoldConstant(),
-        p.FuseOps(),
-        p.FuseTIR(),
-        p.DeadCodeElimination(["main"]),
-        p.RewriteDataflowReshape(),
-        p.DeadCodeElimination(["main"]),
-    ]
-    with where:
-        return tvm.transform.Sequential(passes)(module)
+    return _tvm_graph.fused(module, where, relax.transform.LegalizeOps(), _borders_alone())
 
 
 def _borders_alone() -> Any:

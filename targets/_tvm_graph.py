@@ -63,15 +63,15 @@ def imported(exported: ExportedProgram, simd: Simd | None = None) -> Any:
     return tvm.transform.Sequential(passes)(module)
 
 
-def lowered(module: Any, target: Any, simd: Simd) -> tuple[Any, list[Function]]:
-    """Functions fused and scheduled by our rules, with the list of all functions."""
+def fused(module: Any, target: Any, *legalize: Any) -> Any:
+    """The program as fused functions without schedules, operators made tensor expressions by `legalize`."""
     import tvm
-    from tvm import relax, tirx
+    from tvm import relax
 
     p = relax.transform
     passes = [
         relax.backend.DispatchSortScan(),
-        p.LegalizeOps(legalizers(simd)),
+        *legalize,
         p.AnnotateTIROpPattern(),
         p.FoldConstant(),
         p.FuseOps(),
@@ -81,7 +81,14 @@ def lowered(module: Any, target: Any, simd: Simd) -> tuple[Any, list[Function]]:
         p.DeadCodeElimination(["main"]),
     ]
     with target:
-        module = tvm.transform.Sequential(passes)(module)
+        return tvm.transform.Sequential(passes)(module)
+
+
+def lowered(module: Any, target: Any, simd: Simd) -> tuple[Any, list[Function]]:
+    """Functions fused and scheduled by our rules, with the list of all functions."""
+    from tvm import relax, tirx
+
+    module = fused(module, target, relax.transform.LegalizeOps(legalizers(simd)))
     calls = _calls(module)
     found = []
     for name, function in module.functions_items():

@@ -77,6 +77,7 @@ def converters(weights: layers.Weights) -> Mapping[str, Convert]:
         "_to_copy.default": _to_copy,
         "rms_norm.default": _rms_norm,
         "mean.dim": layers.mean,
+        **{f"{op}.default": _product for op in ("matmul", "mm", "bmm")},
         "relu6.default": lambda node, importer: _clipped(importer, importer.env[node.args[0]], 0.0, 6.0),
         "hardtanh.default": lambda node, importer: _clipped(importer, importer.env[node.args[0]], *_bounds(node)),
         "clamp.default": lambda node, importer: _clipped(importer, importer.env[node.args[0]], *_bounds(node)),
@@ -101,6 +102,13 @@ def _scaled(node: Any, importer: Any) -> Any:
     value = op.astype(importer.env[held], dtype) if hasattr(held, "op") else relax.const(held, dtype)
     more = emit(op.multiply(emit(value), relax.const(alpha - 1, dtype)))
     return emit((op.add if name.startswith("add") else op.subtract)(made, more))
+
+
+def _product(node: Any, importer: Any) -> Any:
+    """A product in the operands' own type: TVM's importer asks for float32 whatever they are."""
+    from tvm.relax import op
+
+    return importer.block_builder.emit(op.matmul(importer.env[node.args[0]], importer.env[node.args[1]]))
 
 
 def _value(importer: Any, argument: Any) -> Any:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 
-from edgecompile.rewrite import argument
+from edgecompile.program import op_name
+from edgecompile.rewrite import argument, layer
 from edgecompile.target import QuantRule
 from edgecompile.targets._tvm_int8_grid import Grid, Layer, Sum
 from edgecompile.targets._tvm_layers import Weights
@@ -253,6 +254,20 @@ def _for(plan: Plan, value: Any) -> bool:
     """Whether an activation was quantized for its reader, and not because an integer layer writes it."""
     source = _read(plan, value)
     return source is not None and source not in plan.ends
+
+
+def between(exported: ExportedProgram) -> list[str]:
+    """Operators that stand between integers, are in the table, and have no integer form with these numbers."""
+    plan = planned(exported, False)
+    summed = {end.args[0] for end in plan.sums} | set(plan.carried.values())
+    found = []
+    for node in exported.graph.nodes:
+        rule = TABLE.get(node.target) if node.op == "call_function" else None
+        if rule is None or rule.weight is not None or node in plan.layers or node in plan.moves or node in summed:
+            continue
+        if any(_read(plan, a) is not None for a in node.all_input_nodes):
+            found.append(f"{layer(node)}: {op_name(node)} ({node.name})")
+    return found
 
 
 def refused(exported: ExportedProgram) -> list[tuple[Any, str]]:

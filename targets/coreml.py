@@ -59,6 +59,10 @@ class CoreMl(Target):
     labels: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
 
+    def reads(self) -> tuple[Path, ...]:
+        """The file of labels."""
+        return (Path(self.labels),) if self.labels else ()
+
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
         """What Core ML's compiler takes in integers between `quantize` and `dequantize`; nothing before iOS 17."""
         return _TABLE if self.ios != "16" else {}
@@ -68,6 +72,8 @@ class CoreMl(Target):
         from edgecompile.targets._mil_read import coremltools
 
         coremltools()
+        if reasons := _unreadable(program):
+            return reasons
         exported = decomposed(program)
         missing = without_form(exported)
         reasons = self._wrong(program)
@@ -120,7 +126,8 @@ class CoreMl(Target):
 
     def _wrong(self, program: Program) -> list[str]:
         """What is wrong apart from operators."""
-        found = [*_interface(program), *_numbers(program), *_coreml_compressed.reasons(program, self.ios)]
+        found = [*_unreadable(program), *_interface(program), *_numbers(program)]
+        found += _coreml_compressed.reasons(program, self.ios)
         if self.image == "yes":
             found += list(filter(None, [_coreml_image.picture_input(program)[1]]))
         if self.labels:
@@ -221,6 +228,13 @@ def _interface_of(package: Path, metadata: Mapping[str, str]) -> Any:
     return json.loads(metadata[INTERFACE_KEY])
 
 
+def _unreadable(program: Program) -> list[str]:
+    """What no conversion can begin with."""
+    from edgecompile.targets._emit import data_dependent, not_numbers
+
+    return [*not_numbers(program), *data_dependent(program)]
+
+
 def _interface(program: Program) -> list[str]:
     """What is wrong with the inputs and outputs."""
     placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
@@ -261,7 +275,7 @@ def _numbers(program: Program) -> list[str]:
 _TABLE: dict[OpOverload, QuantRule] = {
     aten.conv1d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
     aten.conv2d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
-    aten.linear.default: QuantRule(("input",), "weight"),
+    aten.linear.default: QuantRule(("input",), "weight", output="float"),
     aten.add.Tensor: QuantRule(("self", "other"), fuses=_CLAMPS),
     aten.max_pool2d.default: QuantRule(("self",), output="shared"),
     aten.adaptive_avg_pool2d.default: QuantRule(("self",)),

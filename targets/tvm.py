@@ -66,9 +66,10 @@ class Tvm(Target):
     def refuse(self, program: Program) -> list[str]:
         """Operators that the importer cannot take, and weights and inputs of types that no kernel has, all of them."""
         _installed()
+        from edgecompile.targets._emit import not_numbers
         from edgecompile.targets._tvm_import import prepared, unknown
 
-        reasons = []
+        reasons = not_numbers(program)
         for node in program.graph.graph.nodes:
             value = node.meta.get("val")
             if node.op == "call_function" and "quantize" in str(node.target) and not self._integers:
@@ -91,7 +92,8 @@ class Tvm(Target):
 
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write the library, `model.json` with its interface and `run.py`; the same program gives the same bytes."""
-        _installed()
+        from edgecompile.targets._tvm_import import prepared
+
         if reasons := self.refuse(program):
             raise Unsupported("tvm", reasons)
         linker = _linker(self.arch)
@@ -101,6 +103,7 @@ class Tvm(Target):
             order = {"arch": self.arch, "vectors": self.vectors, "linker": linker, "large": LARGE, "dtype": self.dtype}
             (work / "order.json").write_text(json.dumps(order | {"allow_slow": self.allow_slow}))
             found = self._compiled(work)
+            found["between"] = _tvm_int8.between(prepared(program.exported())) if self._integers else []
             for name in found["files"]:
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(work / name, folder / name)
@@ -202,4 +205,5 @@ def _notes(found: Mapping[str, Any], arch: str) -> list[str]:
         for f in found["functions"]
         if f["rule"] is None
     ]
+    plain += [f"{name} runs in floats between integers" for name in found["between"]]
     return plain + (_tvm_board.gpu_notes(found["gpu"], arch) if "gpu" in found else [])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompile import build
+from edgecompile.building.options import BuildOptions
 from edgecompile.data import digest_of
 from edgecompile.errors import TargetError
 from edgecompile.program import Program
@@ -165,7 +166,30 @@ def test_host_weighs_tvm(teacher: Teacher, tmp_path: Path) -> None:
 
 
 def _built(teacher: Teacher, deployment: str, folder: Path, **values: Any) -> Report:
-    from edgecompile.building.options import BuildOptions
-
     options = BuildOptions(target=deployment, pipeline="", out=str(folder / "out"), **values)
     return build(teacher, options, cache=Cache(folder / "cache"))
+
+
+@dataclass(frozen=True)
+class Copying(Slow):
+    """Puts a file that an option names into what it emits."""
+
+    name: ClassVar[str] = "copying"
+    file: str = ""
+
+    def reads(self) -> tuple[Path, ...]:
+        return (Path(self.file),)
+
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
+        (folder / "words").write_bytes(Path(self.file).read_bytes())
+        return super().emit(program, folder, metadata)
+
+
+def test_a_file_that_a_target_reads_is_read_again_when_it_changes(teacher: Teacher, tmp_path: Path) -> None:
+    words, cache = tmp_path / "words", Cache(tmp_path / "cache")
+    for text in ("one", "two"):
+        words.write_text(text)
+        options = BuildOptions(target="onnx@host", pipeline="", out=str(tmp_path / "out"))
+        build(teacher, options, target=Copying(file=str(words), wait_s=0.0), cache=cache)
+        (made,) = (tmp_path / "out").glob("*/words")
+        assert made.read_text() == text

@@ -64,7 +64,7 @@ def finish(
     shop, final = won.shop, won.built
     samples = _settled(job, shop, base, final) if shop.predict is None else {}
     teacher_latency, latency = _figures(samples, shop, baseline, program)
-    drop = shop.drop(final)
+    drop, score = shop.drop(final), _score(job, shop, final, evaluate)
     rows = [
         latency_budget(samples, job.budgets)
         if shop.predict is None or latency is None or teacher_latency is None
@@ -96,7 +96,7 @@ def finish(
         "trusted_model": job.options.trust_model,
         "golden": golden_kind,
         "max_latency": job.options.max_latency or "",
-        **promised(latency, _score(job, shop, final, evaluate)),
+        **promised(latency, score),
     }
     shop.tell("verifying", 0, 1)
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
@@ -126,7 +126,7 @@ def finish(
         rounds=rounds_of(samples),
         size_bytes=final.size_bytes,
         teacher_size_bytes=base.size_bytes,
-        score=_score(job, shop, final, evaluate),
+        score=score,
         budgets=budgets,
         steps=tuple(row_of(step) for step in steps),
         verify=verify,

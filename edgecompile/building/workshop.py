@@ -30,7 +30,7 @@ from edgecompile.measure import (
 from edgecompile.pass_manager import Price
 from edgecompile.program import Program
 from edgecompile.report import Figure
-from edgecompile.store import Cache, key
+from edgecompile.store import Cache, file_hash, key
 from edgecompile.target import Artifact, Run, Target
 
 Say = Callable[[str], None]
@@ -109,7 +109,8 @@ class Workshop:
         return self._made[digest]
 
     def _emitted(self, digest: str, fixed: Program) -> Artifact:
-        name = key("emit", _EMITTED, digest, self.batch, repr(self.target), self.versions, self.metadata)
+        read = [file_hash(path) for path in self.target.reads() if path.is_file()]
+        name = key("emit", _EMITTED, digest, self.batch, repr(self.target), read, self.versions, self.metadata)
 
         def fill(folder: Path) -> None:
             self.tell("emitting", 0, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -120,21 +118,20 @@ def test_a_gpu_has_no_integers(small: tuple[Program, Artifact]) -> None:
     assert "no INT8 for sm_80" in Tvm(arch="sm_80").refuse(small[0])[0]
 
 
-@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="apt-get install g++-aarch64-linux-gnu")
-def test_sdot_gives_the_same_integers_under_qemu(small: tuple[Program, Artifact], tmp_path: Path) -> None:
-    """The second half needs the aarch64 wheels' runtime, unpacked: `TVM_AARCH64=/path`, see build_runner.sh."""
+@pytest.mark.slow
+def test_sdot_gives_the_same_integers_under_qemu(
+    small: tuple[Program, Artifact], aarch64: dict[str, str], tmp_path: Path
+) -> None:
     program, host = small
     artifact = Tvm(arch="aarch64").emit(program, tmp_path, {})
     assert artifact.path.read_bytes()[18] == 183
     rows: Any = artifact.facts["functions"]
     assert sum(r["rule"] == "int8 tile" for r in rows) >= 6
-    runtime, qemu = os.environ.get("TVM_AARCH64"), shutil.which("qemu-aarch64-static")
-    if runtime is None or qemu is None:
-        pytest.skip("not run: set TVM_AARCH64 to the unpacked aarch64 wheels and apt-get install qemu-user-static")
     session, x = Tvm().load(host), torch.randn(1, 3, 33, 33)
     assert session is not None
-    library = f"LD_LIBRARY_PATH={runtime}/tvm/lib:{runtime}/tvm_ffi/lib"
-    command = [qemu, "-L", "/usr/aarch64-linux-gnu", "-E", library, str(tmp_path / "tvm_run"), str(tmp_path)]
+    qemu, *where = aarch64["EDGECOMPILE_RUN"].split()
+    library = f"LD_LIBRARY_PATH={aarch64['TVM_LIBRARY_PATH']}"
+    command = [qemu, *where, "-E", library, str(tmp_path / "tvm_run"), str(tmp_path)]
     golden = {
         f"input:{program.input_names[0]}": x.numpy(),
         f"output:{program.output_names[0]}": session((x,))[0].numpy(),
@@ -142,3 +139,24 @@ def test_sdot_gives_the_same_integers_under_qemu(small: tuple[Program, Artifact]
     for shift in (0.0, 0.1):
         np.savez(tmp_path / "golden.npz", **{k: v + (shift if k[0] == "o" else 0) for k, v in golden.items()})
         assert (subprocess.run(command).returncode == 0) == (shift == 0)
+
+
+def test_what_runs_in_floats_between_integers_is_told(tmp_path: Path) -> None:
+    """A pool to 2x2 has no integer form: it is no secret."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.adaptive_avg_pool2d(self.first(x).relu(), 2))  # type: ignore[no-any-return]
+
+    x = torch.randn(4, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    program = Program.capture(Pooled().eval(), (x[:2],))
+    made = Quantize().run(program.clone(), Context(program, target=Tvm(), calib=Arrays("noise", (x,))))
+    artifact = Tvm().emit(made.retraced().specialised(1), tmp_path, {})
+    told = [note for note in artifact.notes if "in floats between integers" in note]
+    assert len(told) == 1
+    assert "adaptive_avg_pool2d" in told[0]
