@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from edgecompile.building.other_reports import told
 from edgecompile.errors import INTERRUPTED, OK, TERMINATED, USAGE
 from edgecompile.store import verifies
 from tests import warm
@@ -176,6 +177,21 @@ def interrupted(folder: Path, number: int, code: int, stage: str, wait_s: float,
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_interrupted(own: Path, prepared: Prepared, number: int, code: int) -> None:
     assert interrupted(own, number, code, "exact passes", 0.1, (prepared.exact, prepared.kept))
+
+
+def test_a_signal_behind_a_librarys_clean_up_is_what_is_told() -> None:
+    """torch's tracer raises an assertion of its own where Ctrl-C falls between its modes."""
+
+    def stumbling() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("Trying to pop empty mode stack")
+
+    with pytest.raises(AssertionError) as caught:
+        stumbling()
+    assert type(told(caught.value)) is KeyboardInterrupt
+    assert told(own := AssertionError("a bug")) is own
 
 
 @pytest.mark.slow

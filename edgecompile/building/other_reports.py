@@ -35,7 +35,15 @@ def tool_versions() -> dict[str, str]:
 
 
 def told(error: BaseException) -> BaseException:
-    """Memory and disk that ran out inside a library, as a line that a user can act on; any other error as it is."""
+    """Memory and disk that ran out inside a library, as a line that a user can act on; any other error as it is.
+
+    Where a library's clean-up stumbled while a signal was on its way up, the signal is what happened.
+    """
+    seen: BaseException | None = error
+    while seen is not None and isinstance(seen, Exception):
+        seen = seen.__context__
+    if seen is not None:
+        return seen
     match error:
         case EdgeCompileError():
             return error

@@ -209,7 +209,7 @@ def test_half_an_engine_does_not_stay(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "name", ["onnx", "tensorrt", *(pytest.param(n, marks=slow) for n in ("coreml", "tvm", "executorch"))]
+    "name", ["tensorrt", *(pytest.param(n, marks=slow) for n in ("onnx", "coreml", "tvm", "executorch"))]
 )
 def test_the_last_good_artifact_stays(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -181,6 +181,7 @@ def emitted(folder: Path, **options: Any) -> Artifact:
     return CoreMl(**options).emit(ZOO["attention"]().specialised(1), folder, {"pipeline": "none"})
 
 
+@pytest.mark.slow
 def test_emit_gives_the_same_bytes_and_tells_nothing_of_this_machine(tmp_path: Path) -> None:
     first, again = emitted(tmp_path / "one"), emitted(tmp_path / "two")
     files = [p.relative_to(first.folder) for p in sorted(first.folder.rglob("*")) if p.is_file()]

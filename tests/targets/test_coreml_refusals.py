@@ -39,6 +39,7 @@ def test_every_unsupported_operator_is_listed_with_its_layer(tmp_path: Path) -> 
     assert CoreMl().refuse(captured(lambda m, x: m.c(x).softmax(1), *IMAGE, c=nn.Conv2d(4, 4, 1))) == []
 
 
+@pytest.mark.slow
 def test_operators_that_fail_to_convert_are_collected(tmp_path: Path) -> None:
     """coremltools knows these operators, but not with these arguments."""
 

@@ -119,6 +119,7 @@ def test_all_refusals_come_at_once() -> None:
     assert "ndtri" in reasons[1]
 
 
+@pytest.mark.slow
 def test_a_large_function_without_a_rule_is_refused_unless_allowed(tmp_path: Path) -> None:
     class Sums(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -155,6 +155,7 @@ def test_reasons_why_it_cannot_run(made: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (9, "selftest.sh: not the files that were built: cpu/model.so run.py \n")
 
 
+@pytest.mark.slow
 def test_run_py_uses_the_cpus_library_where_it_is_told_to(made: Path) -> None:
     environment = {"PATH": HERE, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "run.py", "golden.npz", "out.npz"]
