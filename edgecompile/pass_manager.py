@@ -83,8 +83,8 @@ class Price:
 class Pricer(Protocol):
     """Builds programs for the target and says what they cost there; implemented by the build."""
 
-    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price, Price, bool, str]:
-        """Both prices, taken side by side, whether `after` is worth keeping, and why."""
+    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price | None, Price, bool, str]:
+        """Both prices, taken side by side, whether `after` is worth keeping, and why; None where nobody can say."""
 
 
 @dataclass(frozen=True)

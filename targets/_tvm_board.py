@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgecompile.errors import TargetError
 from edgecompile.targets import runners
+from edgecompile.targets._tensorrt_plan import capability
 
 GLIBC = (2, 35)
 """The newest C library that a bundle may need: JetPack 6 has it."""
 LARGE = 20_000_000
 """Operations from which a function without tiles for a GPU is told of."""
-MACHINES = {"aarch64": "aarch64", "sm_87": "aarch64", "sm_80": "x86_64"}
+MACHINES = {"aarch64": "aarch64", "sm_87": "aarch64", "sm_80": "x86_64", "sm_90": "x86_64"}
 """Machines that get a runner, as uname calls them, by the target's `arch`."""
 
 
@@ -73,6 +77,21 @@ def needs(arch: str) -> str:
         "aarch64": "needs an aarch64 machine or qemu-user with TVM's aarch64 runtime",
         "android": "objects: the NDK links them and TVM's runtime must be built for Android",
     }[arch]
+
+
+def gpu_here(arch: str) -> bool:
+    """Whether a GPU that takes the kernels of `arch`, and TVM's CUDA runtime, are on this machine.
+
+    A fatbin holds machine code for `arch` and PTX beside it, from which the driver compiles for newer GPUs.
+    """
+    if not arch.startswith("sm_") or platform.machine() != MACHINES[arch] or find_spec("tvm") is None:
+        return False
+    if (found := capability()) is None or found < int(arch.removeprefix("sm_")):
+        return False
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+    import tvm
+
+    return bool(tvm.cuda().exist)
 
 
 def gpu_facts(gpu: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ THREADS = 1024
 """Threads of a block at most, on every GPU here."""
 SHARED = 48 * 1024
 """Bytes of shared memory that a block may have without asking the driver for more; TVM's static buffers count here."""
-SHARED_MOST = {"sm_80": 163 * 1024, "sm_87": 163 * 1024}
+SHARED_MOST = {"sm_80": 163 * 1024, "sm_87": 163 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory of a block at most, by architecture: TVM's runtime asks for them where they are dynamic."""
-HOSTS = {"sm_80": "x86_64-linux-gnu", "sm_87": "aarch64-linux-gnu"}
+HOSTS = {"sm_80": "x86_64-linux-gnu", "sm_87": "aarch64-linux-gnu", "sm_90": "x86_64-linux-gnu"}
 """The CPU beside the GPU, as LLVM's triple, by architecture."""
 ONE_THREAD = 64
 """Terms up to which a sum is one thread's."""

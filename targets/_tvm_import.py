@@ -74,7 +74,7 @@ def converters(weights: layers.Weights) -> Mapping[str, Convert]:
         "conv1d.default": layers.conv1d,
         "pad.default": _pad,
         "constant_pad_nd.default": _pad,
-        "_to_copy.default": _to_copy,
+        **dict.fromkeys(("_to_copy.default", "to.device"), _to_copy),
         "rms_norm.default": _rms_norm,
         "mean.dim": layers.mean,
         **{f"{op}.default": _product for op in ("matmul", "mm", "bmm")},
@@ -224,6 +224,8 @@ def _pad(node: Any, importer: Any) -> Any:
     arguments = [*node.args, *node.kwargs.values()]
     mode = next((a for a in arguments[2:] if isinstance(a, str)), "constant")
     value = next((a for a in arguments[2:] if isinstance(a, (int, float))), 0.0)
+    if not any(node.args[1]):  # TVM would fuse an empty function, and fail
+        return importer.env[node.args[0]]
     rank = len(node.args[0].meta["val"].shape)
     pairs = [(0, 0)] * rank
     for i in range(len(node.args[1]) // 2):

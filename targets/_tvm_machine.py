@@ -78,7 +78,7 @@ ANDROID = Machine("aarch64-linux-android24", "", ("+neon", "+dotprod"), 4, 32)
 
 def named(arch: str, vectors: str) -> Machine:
     """The machine that a target's options mean."""
-    if arch == "sm_80":  # the CPU beside the GPU
+    if arch in ("sm_80", "sm_90"):  # the CPU beside the GPU
         return host(_AVX2)
     if arch != "host":
         return {"aarch64": AARCH64, "android": ANDROID, "sm_87": AARCH64}[arch]

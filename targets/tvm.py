@@ -37,15 +37,15 @@ class Tvm(Target):
     """A shared library for TVM's runtime, float32 and INT8, one thread, compiled in a process of its own.
 
     `arch` is `host` (this CPU's vectors), `aarch64` (Linux, with NEON), `android` (objects that the NDK links), `sm_87`
-    (CUDA kernels for Orin) or `sm_80` (for A100), each with a library for the CPU beside it. `dtype` is what the GPU
-    multiplies in: `float16` uses tensor cores where all sizes of a product are above 64, and sums in float32.
-    `vectors` narrows what `host` uses. Functions that no schedule rule takes are listed; one of more than a million
-    operations is refused unless `allow_slow`. The compiler is stopped after `limit_s` seconds.
+    (CUDA kernels for Orin), `sm_80` (A100) or `sm_90` (H100), each with a library for the CPU beside it. `dtype` is
+    what the GPU multiplies in: `float16` uses tensor cores where all sizes of a product are above 64, and sums in
+    float32. `vectors` narrows what `host` uses. Functions that no schedule rule takes are listed; one of more than a
+    million operations is refused unless `allow_slow`. The compiler is stopped after `limit_s` seconds.
     """
 
     name: ClassVar[str] = "tvm"
     runtime: ClassVar[str] = "TVM"
-    arch: Literal["host", "aarch64", "android", "sm_87", "sm_80"] = "host"
+    arch: Literal["host", "aarch64", "android", "sm_87", "sm_80", "sm_90"] = "host"
     dtype: Literal["float32", "float16"] = "float32"
     vectors: Literal["auto", "avx2"] = "auto"
     allow_slow: bool = False
@@ -53,7 +53,7 @@ class Tvm(Target):
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not self.arch.startswith("sm_"):
-            raise SpecError(f"dtype={self.dtype} is for a GPU, arch=sm_87 or sm_80, not for arch={self.arch}")
+            raise SpecError(f"dtype={self.dtype} is for a GPU, arch=sm_87, sm_80 or sm_90, not for arch={self.arch}")
 
     @property
     def _integers(self) -> bool:
@@ -140,7 +140,7 @@ class Tvm(Target):
     def _facts(self, found: Mapping[str, Any], program: Program) -> dict[str, Any]:
         kept = {k: found[k] for k in ("versions", "machine", "functions", "compile_s")}
         kept.pop("compile_s")  # a time would make every build's manifest another
-        reason = _tvm_board.needs(self.arch)
+        reason = "" if _tvm_board.gpu_here(self.arch) else _tvm_board.needs(self.arch)
         facts: dict[str, Any] = {**kept, "arch": self.arch, "tolerance": {"rtol": 1e-4, "atol": 1e-4}}
         if any("quantize" in str(n.target) for n in program.graph.graph.nodes):
             facts["tolerance"] = {"rtol": 0.05, "atol": 1e-4}  # another CPU may round one step the other way
@@ -149,14 +149,15 @@ class Tvm(Target):
         return facts if not reason else facts | {"not_run_here": reason}
 
     def load(self, artifact: Artifact, threads: int = 1) -> Session | None:
-        """The library in TVM's virtual machine, on one thread whatever `threads` says; None for another CPU."""
+        """The library in TVM's virtual machine, on one thread whatever `threads` says; None for another CPU or GPU."""
         from edgecompile.targets._tvm_machine import runs_here
         from edgecompile.targets._tvm_session import Session
 
-        if artifact.facts.get("arch", self.arch) != "host" or not runs_here(artifact.facts.get("machine")):
+        arch = str(artifact.facts.get("arch", self.arch))
+        if not runs_here(artifact.facts.get("machine")) or not (arch == "host" or _tvm_board.gpu_here(arch)):
             return None
         _installed()
-        return Session(artifact.path)
+        return Session(artifact.path, "cpu" if arch == "host" else "cuda")
 
 
 def _installed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from edgecompile.program import Program, attribute
 from edgecompile.report import Report
 from edgecompile.report.json_form import json_schema
 from edgecompile.store import Cache, file_hash, verifies
+from edgecompile.target import Artifact
 from edgecompile.targets.onnx import Onnx
 from edgecompile.teacher import Teacher
 from edgecompile.verify import DRIFT_DB, first_drift, layer_drift, output_errors
@@ -333,6 +334,47 @@ def test_every_unsupported_operator_is_listed_at_once(built: Built, tmp_path: Pa
     body = written(tmp_path / "o")
     assert body["exit_code"] == 5
     assert [r["rule"] for r in body["refusals"]] == ["operator", "operator"]
+
+
+@dataclass(frozen=True)
+class NoCasts(Onnx):
+    """ONNX for a runtime without casts."""
+
+    def refuse(self, program: Program) -> list[str]:
+        """Refuse every cast as well, also one that changes nothing."""
+        casts = [n for n in program.graph.graph.nodes if "aten.to" in str(n.target)]
+        return [f"{n.name}: no casts" for n in casts] + super().refuse(program)
+
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
+        """Write the file, unless there is a cast."""
+        if reasons := self.refuse(program):
+            raise Unsupported(self.name, reasons)
+        return super().emit(program, folder, metadata)
+
+
+class Casts(nn.Module):
+    """A layer behind a cast to what its input is already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(x.to(torch.device("cpu"), torch.float32)))
+
+
+def test_what_the_exact_passes_take_away_is_no_reason_to_refuse(built: Built, tmp_path: Path) -> None:
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    program = Program.capture(Casts().eval(), {"x": x[:2]})
+    assert NoCasts().refuse(program)
+    teacher = Teacher("casts", program, digest_of(program), evaluate=Arrays("x", (x,)))
+    cache = Cache(built.folder / "cache")
+    report = edgecompile.build(teacher, target=NoCasts(), pipeline="", out=str(tmp_path / "o"), cache=cache)
+    assert report.exit_code == 0
+    (step,) = report.steps
+    assert step.latency_before is None
+    assert step.latency_after is not None
+    assert "no casts" in step.reason
 
 
 def test_an_error_in_a_pass_says_how_to_go_on_from_there(built: Built, tmp_path: Path) -> None:

@@ -156,9 +156,18 @@ class Workshop:
 
         return outputs(counted, self.evaluate, self.batch)
 
-    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price, Price, bool, str]:
-        """Both prices, timed side by side, and whether a lossy step is worth keeping; a recorded choice is replayed."""
-        one, two = self.build(before), self.build(after)
+    def price(self, before: Program, after: Program, lossy: bool) -> tuple[Price | None, Price, bool, str]:
+        """Both prices, timed side by side, and whether a lossy step is worth keeping; a recorded choice is replayed.
+
+        There is no price before exact passes that make a program fit for the target.
+        """
+        two = self.build(after)
+        try:
+            one = self.build(before)
+        except TargetError as error:
+            if lossy:
+                raise
+            return None, self._alone(two, after), True, f"the target does not take it as it was: {error}"
         if self.predict is not None:
             return self._predicted(one, two, self.predict(before), self.predict(after), lossy)
         if one.call is None or two.call is None:
@@ -175,15 +184,23 @@ class Workshop:
             why = f"{why}; the recorded choice is replayed"
         return *prices, decided == "yes", why
 
+    def _alone(self, built: Built, program: Program) -> Price:
+        if self.predict is not None:
+            return self._foretold(built, self.predict(program))
+        if built.call is None:
+            return self._price(built, None)
+        return self._price(built, median_ms(self._compared(built, built, patient=False)["after"]))
+
     def _predicted(
         self, one: Built, two: Built, before: Figure, after: Figure, lossy: bool
     ) -> tuple[Price, Price, bool, str]:
-        def price(built: Built, figure: Figure) -> Price:
-            score = built.scored.percent if built.scored else None
-            return Price(predicted.interval(figure), built.size_bytes, score, figure.kind)
-
         kept, why = predicted.pays(before, after)
-        return price(one, before), price(two, after), kept or not lossy, why if lossy else why.rpartition(": ")[2]
+        prices = self._foretold(one, before), self._foretold(two, after)
+        return *prices, kept or not lossy, why if lossy else why.rpartition(": ")[2]
+
+    def _foretold(self, built: Built, figure: Figure) -> Price:
+        score = built.scored.percent if built.scored else None
+        return Price(predicted.interval(figure), built.size_bytes, score, figure.kind)
 
     def decide(self, name: str, found: str) -> str:
         """A choice made by measurement: the recorded one, else an earlier build's on this machine, else `found`."""

@@ -104,6 +104,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = 
     "transpose": (lambda: Call(lambda x: x.permute(0, 2, 3, 1) * 2), ((2, 37, 5, 19),)),
     "split": (lambda: Call(lambda x: torch.cat([a * (i + 1) for i, a in enumerate(x.split(7, 1))], 2)), ((2, 21, 5),)),
     "concatenation": (lambda: Call(lambda x: torch.cat([x, x * 2, x[:, :3]], 1)), ((2, 21, 5, 5),)),
+    "pad by nothing": (lambda: Call(lambda x: F.pad(x, (0, 0, 0, 0)) * 2), ((2, 3, 5),)),
+    "moved and cast": (lambda: Call(lambda x: (x > 0).to(torch.device("cpu"), torch.float32) * x), ((2, 3, 5),)),
 }  # fmt: skip
 
 
