@@ -64,6 +64,11 @@ class Target(ABC):
     activations: ClassVar[Literal["u8", "s8"]] = "u8"
     """The integers that its runtime wants activations in: `s8` is symmetric, with no zero point."""
 
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """The small numbers that its runtime multiplies, with these options: `int8`, `fp8`."""
+        return frozenset({"int8"})
+
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
         """What the runtime really runs in integers; empty when nothing."""
         return {}

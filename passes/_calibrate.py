@@ -21,7 +21,7 @@ from edgecompile.silence import silenced
 Calibration = Literal["min_max", "percentile", "mse", "entropy"]
 Q = torch.ops.quantized_decomposed
 _WHOLE, _REDUCED = 127, 63
-_CORRECTED_ON = 32
+CORRECTED_ON = 32
 _BATCH = 4
 
 
@@ -59,7 +59,7 @@ def calibrated(
     for reader, place in placement.weights.items():
         _lay_weight(quantized, program, reader, place, limit, reader.name in per_tensor)
     if recipe.bias_correction:
-        correct_bias(program, quantized, placement, leading(batches, _CORRECTED_ON))
+        correct_bias(program, quantized, placement, leading(batches, CORRECTED_ON))
     return quantized
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from edgecompile.passes._float8 import marked
 from edgecompile.passes._placement import Placement
 from edgecompile.program import Program, attribute
 from edgecompile.rewrite import aten
@@ -126,7 +127,7 @@ class _Twin(fx.Interpreter):
             return float_result if self.inputs_only else attribute(self.quantized.graph, str(value.target))
         chain: list[fx.Node] = []
         node: Any = value
-        while isinstance(node, fx.Node) and "quantize_per" in str(node.target):
+        while isinstance(node, fx.Node) and (marked(node) or "quantize_per" in str(node.target)):
             chain.append(node)
             node = node.args[0]
         base = float_result

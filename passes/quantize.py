@@ -1,4 +1,4 @@
-"""Post-training INT8: integers where the target's runtime has a kernel for them, float for what costs the score."""
+"""Post-training INT8 and FP8: small numbers where the runtime has kernels for them, float where they cost the score."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import ClassVar, Literal
 from torch import fx
 from torch._ops import OpOverload
 
-from edgecompile.errors import PassError, near
+from edgecompile.errors import PassError, SpecError, near
 from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes._calibrate import Recipe, calibrated, leading, small
+from edgecompile.passes import _float8
+from edgecompile.passes._bias import correct_bias
+from edgecompile.passes._calibrate import CORRECTED_ON, Recipe, calibrated, leading, small
 from edgecompile.passes._placement import Placement, matcher, place
 from edgecompile.passes._sensitivity import noise_ranking
 from edgecompile.passes._smooth import smooth
@@ -40,14 +42,18 @@ class Quantize(Pass):
     that matches decides. Globs are matched against module paths, node names and origins. When a drop budget is set,
     the layers with the lowest signal-to-noise ratio become float until it holds, found by galloping and bisection.
 
-    Refuses: a target without integer kernels, no calibration data, a program without a layer that can be quantized, a
-    glob that matches nothing.
+    `weights=fp8` takes E4M3 numbers instead, for GPUs from Ada and Hopper on: the layers with weights read their
+    inputs in FP8 at one scale, the largest magnitude over 448, and write floats. It has no zero points, no ranges
+    other than `min_max` and no smoothing: the steps between its numbers grow with them.
+
+    Refuses: a target without integer kernels, or without FP8 where that is asked for, no calibration data, a program
+    without a layer that can be quantized, a glob that matches nothing.
     """
 
     name: ClassVar[str] = "quantize"
     needs_calib: ClassVar[bool] = True
 
-    weights: Literal["int8"] = "int8"
+    weights: Literal["int8", "fp8"] = "int8"
     activations: Literal["auto", "u8", "s8"] = "auto"
     calibration: Literal["min_max", "percentile", "mse", "entropy"] = "min_max"
     reduce_range: Literal["auto", "yes", "no"] = "auto"
@@ -57,11 +63,19 @@ class Quantize(Pass):
     keep_float: tuple[str, ...] = ()
     layers: tuple[tuple[str, Literal["float", "per_tensor"]], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.weights == "fp8":
+            wrong = [
+                f"calibration={self.calibration}" if self.calibration != "min_max" else "",
+                f"activations={self.activations}" if self.activations != "auto" else "",
+                f"reduce_range={self.reduce_range}" if self.reduce_range != "auto" else "",
+            ]
+            if wrong := list(filter(None, wrong)):
+                raise SpecError(f"quantize: {', '.join(wrong)} is about integers: leave it out with weights=fp8")
+
     def run(self, program: Program, ctx: Context) -> Program:
         """The quantized program; see the class."""
-        table = ctx.target.quantizable() if ctx.target is not None else {}
-        if not table:
-            raise PassError("quantize: the target has no integer kernels; leave the pass out")
+        table = self._table(ctx)
         if ctx.calib is None:
             raise PassError("quantize: needs calibration data: give --calib with images, an .npz or module:function")
         recipe = self._recipe(ctx)
@@ -76,12 +90,18 @@ class Quantize(Pass):
         batches = [b.inputs for b in ctx.calib.take(self.samples)]
         batches = small(batches) if program.batch is None else batches
         ctx.stats["calibration_samples"] = sum(int(b[0].shape[0]) for b in batches if b)
-        if self.smooth:
+        float8 = self.weights == "fp8"
+        if self.smooth and not float8:
             ctx.stats["smoothed"] = smooth(program, first, leading(batches, 64))
 
         def attempt(floats: frozenset[str]) -> tuple[Program, Placement]:
             placement = place(program, table, lambda node: keep(node) or node.name in floats)
             one_scale = frozenset(n.name for n in placement.weights if self._override(n) == "per_tensor")
+            if float8:
+                made = _float8.calibrated(program, placement, batches, one_scale)
+                if self.bias_correction:
+                    correct_bias(program, made, placement, leading(batches, CORRECTED_ON))
+                return made, placement
             return calibrated(program, placement, batches, recipe, one_scale), placement
 
         quantized, placement = attempt(frozenset())
@@ -91,6 +111,9 @@ class Quantize(Pass):
         ctx.stats["float_layers"] = len(placement.left)
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
+        if float8:
+            ctx.note("inputs of layers and weights in FP8 (E4M3), a weight scale per channel")
+            return quantized
         here = ctx.device is None or ctx.device.measured_here
         own = ctx.target is not None and ctx.target.activations == "s8"
         if here and recipe.activation == "s8" and not own and platform.machine() in ("x86_64", "AMD64"):
@@ -100,6 +123,20 @@ class Quantize(Pass):
             + (" at reduced range" if recipe.reduce_range else "")
         )
         return quantized
+
+    def _table(self, ctx: Context) -> Mapping[OpOverload, QuantRule]:
+        table = ctx.target.quantizable() if ctx.target is not None else {}
+        if not table:
+            raise PassError("quantize: the target has no integer kernels; leave the pass out")
+        if self.weights == "int8":
+            return table
+        assert ctx.target is not None
+        if "fp8" not in ctx.target.dtypes:
+            raise PassError(
+                f"quantize: weights=fp8: {ctx.target.name} has no FP8 kernels here: "
+                "tensorrt(sm=89), sm=90 and sm=120 have, or take int8"
+            )
+        return _float8.kernels(table)
 
     def _override(self, node: fx.Node) -> str | None:
         return next((what for glob, what in self.layers if matcher((glob,))(node)), None)

@@ -30,6 +30,19 @@ def not_numbers(program: Program) -> list[str]:
     return reasons
 
 
+def float8(program: Program, name: str) -> list[str]:
+    """Nodes that make FP8 numbers, for a target that has none: a reason each."""
+    reasons = []
+    for node in program.graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, Tensor) and value.dtype == torch.float8_e4m3fn:
+            reasons.append(
+                f"{layer(node)}: {op_name(node)} ({node.name}) is in FP8, which {name} does not take: "
+                "tensorrt with sm=89, 90 or 120 does, or quantize(weights=int8)"
+            )
+    return reasons
+
+
 def data_dependent(program: Program) -> list[str]:
     """Nodes whose shape depends on the data, a reason each; a batch that is not fixed yet is none."""
     reasons = []

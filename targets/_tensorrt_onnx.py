@@ -12,7 +12,7 @@ from onnx import helper
 
 from edgecompile.program import Program
 from edgecompile.rewrite import layer
-from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads, _tensorrt_types
+from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads, _tensorrt_fp8, _tensorrt_types
 from edgecompile.targets._onnx_graph import Graph
 from edgecompile.targets.onnx import Onnx, _simplified
 
@@ -52,18 +52,26 @@ _NEW_IN_18 = {
 }
 
 
-def build(program: Program, dtype: Dtype, metadata: Mapping[str, str], notes: list[str]) -> onnx.ModelProto:
-    """The model that TensorRT parses; `program` has a fixed batch and symmetric Q/DQ already."""
-    model = plain(program, notes)
+def build(
+    program: Program, dtype: Dtype, metadata: Mapping[str, str], notes: list[str], float8: bool = False
+) -> onnx.ModelProto:
+    """The model that TensorRT parses; `program` has a fixed batch and symmetric Q/DQ already.
+
+    With `float8` its int8 numbers are FP8 ones in disguise.
+    """
+    model = plain(program, notes, float8)
     count = _tensorrt_types.assign(model, dtype) if dtype != "fp32" else 0
     if count:
-        notes.append(f"{dtype} with {count} explicit casts: softmax, norms, reductions and what integers feed are fp32")
+        small = "FP8" if float8 else "integers"
+        notes.append(f"{dtype} with {count} explicit casts: softmax, norms, reductions and what {small} feed are fp32")
+    if float8:
+        _tensorrt_fp8.retype(model)
     _onnx_graph.tidy(model, metadata)
     onnx.checker.check_model(model, full_check=dtype != "bf16")  # bfloat16 is wider in TensorRT than in opset 17
     return model
 
 
-def plain(program: Program, notes: list[str]) -> onnx.ModelProto:
+def plain(program: Program, notes: list[str], float8: bool = False) -> onnx.ModelProto:
     """The same in float32, shapes inferred: what the typed file, and DLA's without Q/DQ, are made of."""
     model = Onnx(opset=_EXPORTED_OPSET)._exported(program)
     notes += _onnx_attention.blind_rows(program)
@@ -74,7 +82,9 @@ def plain(program: Program, notes: list[str]) -> onnx.ModelProto:
     _onnx_pads.fold_pads(model)
     _onnx_graph.merge_quantization(model)
     _onnx_graph.transpose_weights(model)
-    if (why := older(model)) is not None:
+    if float8:
+        _tensorrt_fp8.newer(model)
+    elif (why := older(model)) is not None:
         notes.append(f"opset {_EXPORTED_OPSET}, which TensorRT 8.6 does not read: {why}")
     _remember(model, program)
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -178,7 +188,7 @@ def _drop(node: onnx.NodeProto, *names: str) -> None:
 
 
 def operators(model: onnx.ModelProto) -> list[dict[str, str]]:
-    """Each node that computes, with its layer, and the type that it computes in: int8 between DQ and Q."""
+    """Each node that computes, with its layer, and the type that it computes in: int8 between DQ and Q, or FP8."""
     graph = Graph(model)
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     types |= {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
@@ -186,11 +196,17 @@ def operators(model: onnx.ModelProto) -> list[dict[str, str]]:
     for node in model.graph.node:
         if node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear", "Identity"):
             continue
-        sources = [graph.producer[i].op_type for i in node.input if i in graph.producer]
+        restored = [p for i in node.input if (p := graph.producer.get(i)) and p.op_type == "DequantizeLinear"]
         made = onnx.TensorProto.DataType.Name(types.get(node.output[0], 0)).lower()
-        dtype = "int8" if "DequantizeLinear" in sources else made
+        dtype = _small(graph, restored[0]) if restored else made
         rows.append({"name": node.name, "op": node.op_type, "layer": origin(node), "unit": "GPU", "dtype": dtype})
     return rows
+
+
+def _small(graph: Graph, node: onnx.NodeProto) -> str:
+    """The numbers that a DequantizeLinear reads."""
+    zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+    return "fp8" if zero is not None and zero.data_type == onnx.TensorProto.FLOAT8E4M3FN else "int8"
 
 
 def _remember(model: onnx.ModelProto, program: Program) -> None:

@@ -199,8 +199,11 @@ _DTYPES = (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64, tor
 
 def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool, limit_s: float) -> list[str]:
     """Everything that stands against a program, none when it can be emitted."""
+    from edgecompile.targets import _tensorrt_fp8
     from edgecompile.targets.onnx import Onnx
 
+    float8 = bool(_tensorrt_fp8.nodes_of(program))
+    program = _tensorrt_fp8.as_integers(program)
     found = Onnx(opset=18).refuse(program)
     if found or (not dla and _plain(program)):
         return found
@@ -211,7 +214,7 @@ def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool, limit_s: 
         fixed, _ = _tensorrt_quant.symmetric(program.specialised(program.batch or 1))
         if dla:
             return [] if fallback else _tensorrt_dla.refusals(_tensorrt_dla.prepared(fixed, {}, notes)[2])
-        model = _tensorrt_onnx.build(fixed, dtype, {}, notes)
+        model = _tensorrt_onnx.build(fixed, dtype, {}, notes, float8)
     except TargetError as error:
         return [str(error).removeprefix("tensorrt: ")]
     return explained(_faults(model, limit_s), model)

@@ -230,9 +230,9 @@ def _interface_of(package: Path, metadata: Mapping[str, str]) -> Any:
 
 def _unreadable(program: Program) -> list[str]:
     """What no conversion can begin with."""
-    from edgecompile.targets._emit import data_dependent, not_numbers
+    from edgecompile.targets._emit import data_dependent, float8, not_numbers
 
-    return [*not_numbers(program), *data_dependent(program)]
+    return [*not_numbers(program), *data_dependent(program), *float8(program, "coreml")]
 
 
 def _interface(program: Program) -> list[str]:

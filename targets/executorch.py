@@ -51,10 +51,10 @@ class ExecuTorch(Target):
 
     def refuse(self, program: Program) -> list[str]:
         """Tensors of dynamic shape, dtypes that the runtime's kernels do not have, convolutions in three dimensions."""
-        from edgecompile.targets._emit import not_numbers
+        from edgecompile.targets._emit import float8, not_numbers
 
         _installed()
-        reasons = not_numbers(program)
+        reasons = [*not_numbers(program), *float8(program, "executorch")]
         for node in program.graph.graph.nodes:
             value = node.meta.get("val")
             if not isinstance(value, Tensor):

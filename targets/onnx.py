@@ -50,10 +50,10 @@ class Onnx(Target):
         """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
         from torch.onnx._internal.exporter import _core
 
-        from edgecompile.targets._emit import not_numbers
+        from edgecompile.targets._emit import float8, not_numbers
         from edgecompile.targets._onnx_compressed import by_rows
 
-        if reasons := not_numbers(program):
+        if reasons := [*not_numbers(program), *float8(program, "onnx")]:
             return reasons
         program = by_rows(program)
         with quiet():
@@ -74,7 +74,7 @@ class Onnx(Target):
 
         from edgecompile.targets import _emit, _onnx_attention, _onnx_compressed, _onnx_graph, _onnx_large, _onnx_pads
 
-        if reasons := _emit.not_numbers(program):
+        if reasons := [*_emit.not_numbers(program), *_emit.float8(program, "onnx")]:
             raise Unsupported("onnx", reasons)
         aside: dict[str, Any] = {}
         model = self._exported(program, aside)
@@ -145,7 +145,7 @@ class Onnx(Target):
         made = {o for n in model.graph.node for o in n.output} - {o.name for o in model.graph.output}
         wanted = [name for name in names if name in made]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        session = Session(model.SerializeToString())
+        session = Session(model.SerializeToString(), literal=bool(artifact.facts.get("fp8")))
         plain = len(model.graph.output) - len(wanted)
         values = session(inputs)
         return {name: v.numpy() for name, v in zip(wanted, values[plain:], strict=True)}
@@ -158,15 +158,22 @@ def _tolerance(program: Program) -> dict[str, float]:
 
 
 class Session:
-    """An ONNX file in ONNX Runtime; callable with tensors, and `bound` gives the call that is timed."""
+    """An ONNX file in ONNX Runtime; callable with tensors, and `bound` gives the call that is timed.
 
-    def __init__(self, path: Path | bytes, threads: int = 1, optimised: Path | None = None) -> None:
+    `literal` leaves Q/DQ as it stands, without kernels of integers: ONNX Runtime 1.32 takes FP8 for them too.
+    """
+
+    def __init__(
+        self, path: Path | bytes, threads: int = 1, optimised: Path | None = None, literal: bool = False
+    ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if literal:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         try:

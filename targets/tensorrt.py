@@ -55,6 +55,13 @@ class TensorRT(Target):
         if self.dtype != "fp16":
             raise SpecError(f"dla={self.dla}: the DLA computes in fp16 and int8, not {self.dtype}")
 
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """Integers everywhere; FP8 from Ada and Hopper on."""
+        from edgecompile.targets._tensorrt_fp8 import SMS
+
+        return frozenset({"int8", "fp8"} if self.sm in SMS else {"int8"})
+
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
         """What TensorRT runs in integers when its operands are; Q/DQ between them is where its fusions want it."""
         return _TABLE
@@ -70,9 +77,10 @@ class TensorRT(Target):
 
     def _wrong(self, program: Program) -> list[str]:
         """What is wrong apart from operators."""
-        from edgecompile.targets import _emit, _onnx_large
+        from edgecompile.targets import _emit, _onnx_large, _tensorrt_fp8
 
-        found = [*_emit.not_numbers(program), *_emit.data_dependent(program)]
+        found = _tensorrt_fp8.refusals(program, self.sm, self.dla is not None)
+        found += [*_emit.not_numbers(program), *_emit.data_dependent(program)]
         if _onnx_large.too_large(program):
             found.append("the model passes 2 GB, the limit of one ONNX file: quantize or prune it first")
         return found
@@ -90,15 +98,17 @@ class TensorRT(Target):
         return replace(artifact, folder=folder)
 
     def _filled(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
-        from edgecompile.targets import _tensorrt_plan, _tensorrt_quant
+        from edgecompile.targets import _tensorrt_fp8, _tensorrt_plan, _tensorrt_quant
 
+        float8 = bool(_tensorrt_fp8.nodes_of(program))
+        program = _tensorrt_fp8.as_integers(program)
         symmetric, changed = _tensorrt_quant.symmetric(program)
         notes = []
         if changed:
             notes.append(f"{changed} scales were made symmetric: TensorRT takes int8 with a zero point of 0 only")
         quantized = _tensorrt_quant.quantized(symmetric)
-        facts: dict[str, Any] = {"dtype": self.dtype, "sm": self.sm, "int8": quantized, "not_run_here": _NOT_RUN}
-        facts["tolerance"] = _tolerance(self.dtype, quantized)
+        facts: dict[str, Any] = {"dtype": self.dtype, "sm": self.sm, "int8": quantized and not float8}
+        facts |= {"fp8": float8, "not_run_here": _NOT_RUN, "tolerance": _tolerance(self.dtype, quantized)}
         if self.dla is not None:
             self._emit_dla(symmetric, folder, metadata, notes, facts)
         else:
@@ -116,7 +126,7 @@ class TensorRT(Target):
     ) -> None:
         from edgecompile.targets import _tensorrt_onnx, _tensorrt_refuse, _tensorrt_rtx
 
-        model = _tensorrt_onnx.build(program, self.dtype, metadata, notes)
+        model = _tensorrt_onnx.build(program, self.dtype, metadata, notes, facts["fp8"])
         self._write(model, folder, notes, facts)
         facts["operators"] = _tensorrt_onnx.operators(model)
         wide = [n.name for n in model.graph.node if n.op_type in _tensorrt_onnx.KEPT_IN_FP32]
@@ -178,7 +188,9 @@ class TensorRT(Target):
             f"{name} is an engine of TensorRT-RTX {verdict.version}, which is not TensorRT: it loads in that runtime "
             "only; sh build.sh makes TensorRT's own plan of the same model"
         )
-        integer = [x for x in verdict.layers if facts["int8"] and x["kind"] in ("correlation", "gemm")]
+        integer = [
+            x for x in verdict.layers if (facts["int8"] or facts["fp8"]) and x["kind"] in ("correlation", "gemm")
+        ]
         loose = sum(x["writes"] == "Float" for x in integer)
         if loose:
             notes.append(f"{name}: {loose} of {len(integer)} products write float32: it may be no faster than fp16")
@@ -219,7 +231,7 @@ class TensorRT(Target):
 
         if self.dtype == "bf16":
             raise TargetError("tensorrt: ONNX Runtime has no bfloat16 on a CPU: the model was not run here")
-        return Session(artifact.folder / "model.onnx", threads)
+        return Session(artifact.folder / "model.onnx", threads, literal=bool(artifact.facts.get("fp8")))
 
     def tap(
         self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]
@@ -227,7 +239,7 @@ class TensorRT(Target):
         """The values that `reference` computes at the named nodes, of those that are still in the file."""
         from edgecompile.targets.onnx import Onnx
 
-        found = Onnx().tap(Artifact("onnx", artifact.folder, "model.onnx"), names, inputs)
+        found = Onnx().tap(replace(artifact, main="model.onnx"), names, inputs)
         return {name: value.astype("float32") if value.dtype == "float16" else value for name, value in found.items()}
 
 

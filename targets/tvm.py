@@ -66,10 +66,11 @@ class Tvm(Target):
     def refuse(self, program: Program) -> list[str]:
         """Operators that the importer cannot take, and weights and inputs of types that no kernel has, all of them."""
         _installed()
-        from edgecompile.targets._emit import not_numbers
+        from edgecompile.targets._emit import float8, not_numbers
         from edgecompile.targets._tvm_import import prepared, unknown
 
-        reasons = not_numbers(program)
+        if reasons := [*not_numbers(program), *float8(program, "tvm")]:
+            return reasons
         for node in program.graph.graph.nodes:
             value = node.meta.get("val")
             if node.op == "call_function" and "quantize" in str(node.target) and not self._integers:

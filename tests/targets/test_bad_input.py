@@ -11,18 +11,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edgecompile
+from edgecompile.data import Arrays
 from edgecompile.errors import EdgeCompileError, TargetError
-from edgecompile.pass_manager import Context, Pass
+from edgecompile.pass_manager import Context, Pass, PassManager, parse
+from edgecompile.passes import PASSES
 from edgecompile.program import Program
 from edgecompile.rewrite import map_weights
 from edgecompile.store import verifies
 from edgecompile.target import Target
-from edgecompile.targets import TARGETS
+from edgecompile.targets import TARGETS, _onnx_large
 from tests.targets.test_onnx import Small, captured, noise
 from tests.warm import write_user_files
 
@@ -166,6 +169,67 @@ def test_what_a_target_takes_equals_eager(what: str, name: str, tmp_path: Path) 
     for found, right in zip(run(program.inputs), program(*program.inputs), strict=True):
         assert found.dtype == right.dtype
         torch.testing.assert_close(found, right.detach(), rtol=5e-3, atol=5e-3)
+
+
+class Big(nn.Module):
+    """A layer with more than 2 GB of weights."""
+
+    def __init__(self, size: int = 23200) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 1), 0.5).expand(size, size).contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+@slow
+@pytest.mark.parametrize("name", ["onnx", "tensorrt"])
+def test_a_model_over_2_gb_has_its_weights_beside_it_or_is_refused(name: str, tmp_path: Path) -> None:
+    """Peak memory is 7 GB; the other targets take such a model too, with up to 19 GB."""
+    one = target(name)
+    program = Program.capture(Big().eval(), (torch.ones(2, 23200),)).specialised(1)
+    if name == "tensorrt":
+        assert one.refuse(program) == ["the model passes 2 GB, the limit of one ONNX file: quantize or prune it first"]
+        refuses(one, program, tmp_path / "out", "passes 2 GB")
+        return
+    assert one.refuse(program) == []
+    artifact = one.emit(program, tmp_path, {})
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data", "run.py"}
+    assert artifact.path.stat().st_size < 100_000
+    stored = np.memmap(tmp_path / "model.onnx.data", np.float32, "r")
+    assert stored.shape == (23200**2,)
+    assert all((stored[at : at + 1000] == 0.5).all() for at in (0, 23200**2 // 2, 23200**2 - 1000))
+
+
+@pytest.mark.parametrize("what", ["plain", "int8", "int4", "tied"])
+def test_weights_that_are_set_aside_give_the_same_outputs(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = target("onnx")
+    layers = {"a": nn.Conv2d(4, 8, 3), "b": nn.Conv2d(8, 8, 3), "h": nn.Linear(8, 8)}
+    program = captured(
+        lambda m, x: m.h(m.h(m.b(m.a(x).relu()).relu().mean((2, 3)))) if what == "tied" else m.b(m.a(x).relu()),
+        4, 8, 8, **layers,
+    )  # fmt: skip
+    text = {"int8": "quantize", "int4": "compress_weights(dtype=int4, smallest=1)"}.get(what)
+    if text is not None:
+        data = Arrays("noise", (noise(16, 4, 8, 8, seed=2),))
+        program, _ = PassManager(parse(text, PASSES)).run(program, Context(program, target=one, calib=data))
+    program = program.specialised(2)
+    folders = [tmp_path / n for n in ("inside", "beside", "again")]
+    sessions = []
+    for folder in folders:
+        folder.mkdir()
+        if folder.name == "beside":
+            monkeypatch.setattr(_onnx_large, "_LIMIT", 0)
+            monkeypatch.setattr(_onnx_large, "_ASIDE", 100)
+        sessions.append(one.load(one.emit(program, folder, {})))
+    assert (folders[1] / "model.onnx.data").stat().st_size > 0
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (folders[1] / name).read_bytes() == (folders[2] / name).read_bytes()
+    x = noise(2, 4, 8, 8, seed=3)
+    inside, beside = (run((x,))[0] for run in sessions[:2] if run is not None)
+    torch.testing.assert_close(beside, inside, rtol=1e-3, atol=0.03 if text == "quantize" else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "coreml", "tvm", "executorch"])
