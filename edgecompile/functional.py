@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from typing import Any
 
 import torch
 from torch import fx
@@ -58,6 +59,53 @@ def mutates(node: fx.Node) -> bool:
 def first_write(graph: fx.Graph) -> fx.Node | None:
     """The first node that writes to one of its arguments: beside it, removing copies would be wrong."""
     return next((node for node in graph.nodes if mutates(node)), None)
+
+
+def number_paddings(graph: fx.GraphModule) -> None:
+    """Write convolutions with `padding="same"` or `"valid"` with the numbers that these words stand for.
+
+    An odd sum of both sides has its one more at the end, as torch pads it: that is a pad of its own before.
+    """
+    for node in list(graph.graph.nodes):
+        target = _NUMBERED.get(node.target)
+        if target is None:
+            continue
+        given = {a.name: a.default_value for a in node.target._schema.arguments}
+        given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+        sizes = [int(s) for s in given["weight"].meta["val"].shape[2:]]
+        stride, dilation = (_each(given[name], len(sizes)) for name in ("stride", "dilation"))
+        total = [d * (k - 1) if given["padding"] == "same" else 0 for d, k in zip(dilation, sizes, strict=True)]
+        with graph.graph.inserting_before(node):
+            x = given["input"]
+            if any(t % 2 for t in total):
+                more = [side for t in reversed(total) for side in (0, t % 2)]
+                x = _copied(graph, node, aten.constant_pad_nd.default, (x, more, 0.0))
+            args = (x, given["weight"], given["bias"], stride, [t // 2 for t in total], dilation, given["groups"])
+            new = _copied(graph, node, target, args)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+_NUMBERED = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+
+
+def _each(value: int | list[int], count: int) -> list[int]:
+    found = [value] if isinstance(value, int) else [int(v) for v in value]
+    return found * count if len(found) == 1 else found
+
+
+def _copied(graph: fx.GraphModule, node: fx.Node, target: OpOverload, args: tuple[Any, ...]) -> fx.Node:
+    """A call that stands where `node` does and comes from where that does."""
+    new = graph.graph.call_function(target, args)
+    values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
+    new.meta = {**node.meta, "custom": dict(node.meta.get("custom", {})), "val": target(*values)}
+    new.meta.pop("tensor_meta", None)
+    return new
 
 
 def restore_batch_norm(graph: fx.GraphModule) -> None:

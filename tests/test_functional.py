@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.nn import functional as F
 
-from edgecompile.functional import first_write, functional, mutates, restore_batch_norm
+from edgecompile.functional import first_write, functional, mutates, number_paddings, restore_batch_norm
 
 
 class Writes(nn.Module):
@@ -71,3 +73,31 @@ def test_dropout_that_is_off_and_detach_write_nothing() -> None:
         ]
     ]
     assert [mutates(n) for n in calls] == [False, False, True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3).flatmap(lambda rank: st.tuples(*[st.tuples(st.integers(1, 4), st.integers(1, 3))] * rank)),
+    st.sampled_from(["same", "valid"]),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+)
+def test_paddings_in_words_become_numbers(
+    axes: tuple[tuple[int, int], ...], padding: str, groups: int, bias: bool
+) -> None:
+    """Kernels and dilations of every parity; the sizes of the result, and the source of its nodes, are as before."""
+    kernel, dilation = (tuple(a[i] for a in axes) for i in (0, 1))
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(axes) - 1]
+    module = nn.Sequential(layer(2, 4, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)).eval()
+    x = torch.randn(2, 2, *(9 + a for a in range(len(axes))))
+    exported = export(module, (x,)).module()
+    assert isinstance(exported, torch.fx.GraphModule)
+    number_paddings(exported)
+    targets = [n.target for n in exported.graph.nodes if "conv" in str(n.target)]
+    assert [str(t) for t in targets] == [f"aten.conv{len(axes)}d.default"]
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), module(x), rtol=0, atol=1e-6)
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and "val" in node.meta:
+            assert node.meta["nn_module_stack"]

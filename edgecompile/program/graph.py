@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgecompile.errors import InputError
-from edgecompile.functional import functional, restore_batch_norm
+from edgecompile.functional import functional, number_paddings, restore_batch_norm
 from edgecompile.silence import silenced
 
 DynamicShapes = tuple[Mapping[int, str], ...]
@@ -70,6 +70,7 @@ def unlift(exported: ExportedProgram) -> fx.GraphModule:
     for node in graph.graph.nodes:
         _tidy(node)
     restore_batch_norm(graph)
+    number_paddings(graph)
     _tie(graph)
     graph.recompile()
     return graph
