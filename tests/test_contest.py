@@ -185,6 +185,7 @@ class Copying(Slow):
         return super().emit(program, folder, metadata)
 
 
+@pytest.mark.slow
 def test_a_file_that_a_target_reads_is_read_again_when_it_changes(teacher: Teacher, tmp_path: Path) -> None:
     words, cache = tmp_path / "words", Cache(tmp_path / "cache")
     for text in ("one", "two"):

@@ -304,6 +304,7 @@ def process(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=folder, env=merged, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_looks_nothing_up_and_says_only_its_own_lines(tmp_path: Path) -> None:
     """The flagship path in a fresh interpreter, where libraries are first imported: sockets fail and are recorded."""
     hook = tmp_path / "hook"

@@ -35,6 +35,14 @@ from edgecompile.measure.timing import order
 ROUNDS = 30
 
 
+@pytest.fixture(autouse=True)
+def frozen() -> Iterator[None]:
+    """What is collected between rounds is this test's, not what every library that is loaded by now holds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Laboratory:
     """A clock that only the callables move, and the log of who was called."""
 

@@ -19,6 +19,7 @@ def blocks() -> list[tuple[str, str]]:
     return [(m[1], m[2]) for m in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_blocks_run(tmp_path: Path) -> None:
     env = os.environ | {

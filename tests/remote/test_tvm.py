@@ -195,6 +195,7 @@ def test_a_library_for_another_processor(farm: Farm, artifact: Path, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_library_that_crashes_the_server(farm: Farm, artifact: Path, tmp_path: Path) -> None:
     """Only one server is given to it."""
     farm.serve("victims")

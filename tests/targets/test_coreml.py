@@ -63,7 +63,12 @@ def near(found: Tensor, wanted: Tensor, dtype: str) -> None:
         assert F.cosine_similarity(found.double().flatten(), wanted.double().flatten(), 0) > 0.9999
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((n, "fp16") for n in ZOO), *((n, "fp32") for n in list(ZOO)[2:])])
+ALL = [*((n, "fp16") for n in ZOO), *((n, "fp32") for n in list(ZOO)[2:])]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [pytest.param(*one, marks=pytest.mark.slow) if i % 2 else one for i, one in enumerate(ALL)]
+)
 def test_the_package_equals_eager(name: str, dtype: str, tmp_path: Path) -> None:
     program = ZOO[name]()
     loaded = Interpreted(packaged(program, tmp_path / "work", dtype))

@@ -115,7 +115,7 @@ def _with_code(packed: bytes, source: bytes, code: bytes) -> bytes:
 
 
 def test_half_precision_is_for_a_gpu_and_integers_are_for_a_cpu() -> None:
-    with pytest.raises(SpecError, match="dtype=float16 is for a GPU, arch=sm_87 or sm_80, not for arch=host"):
+    with pytest.raises(SpecError, match="dtype=float16 is for a GPU, arch=sm_87, sm_80 or sm_90, not for arch=host"):
         Tvm(dtype="float16")
     assert Tvm(arch="sm_87", dtype="float16").quantizable() == {}
 
