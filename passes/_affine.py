@@ -18,16 +18,12 @@ CONV = {
     aten.conv1d.default: 1,
     aten.conv2d.default: 2,
     aten.conv3d.default: 3,
-    aten.conv1d.padding: 1,
-    aten.conv2d.padding: 2,
-    aten.conv3d.padding: 3,
 }
 TRANSPOSED = {
     aten.conv_transpose1d.default: 1,
     aten.conv_transpose2d.input: 2,
     aten.conv_transpose3d.input: 3,
 }
-PLAIN = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 Readers = Mapping[str, Sequence[fx.Node]]
 
 
@@ -75,22 +71,14 @@ class Affine:
         return tuple(values * self.spatial if len(values) == 1 else values)
 
     @property
-    def padding(self) -> tuple[int, ...] | None:
-        """Zeros on both sides of each spatial axis; None where `padding="same"` means unequal sides."""
-        if not self.spatial:
-            return ()
-        given = argument(self.node, "padding")
-        if not isinstance(given, str):
-            return self.ints("padding")
-        if given == "valid":
-            return (0,) * self.spatial
-        total = [d * (k - 1) for d, k in zip(self.ints("dilation"), self.kernel, strict=True)]
-        return tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else None
+    def padding(self) -> tuple[int, ...]:
+        """Zeros on both sides of each spatial axis."""
+        return self.ints("padding") if self.spatial else ()
 
     @property
     def pads(self) -> bool:
         """Whether zeros are read at the borders, where a shift of the input would not be seen."""
-        return self.transposed or self.padding is None or any(self.padding)
+        return self.transposed or any(self.padding)
 
     @property
     def pointwise(self) -> bool:

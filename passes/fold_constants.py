@@ -22,6 +22,8 @@ aten = torch.ops.aten
 FREE_BYTES = 64 * 1024
 """A constant of this size may always be stored, whatever it replaces: masks, position indices."""
 GROWTH = 4
+CASTS = (aten.to.dtype, aten._to_copy.default)
+SMALL = (torch.uint8, torch.float8_e4m3fn)
 LIMIT_BYTES = 16 * 1024 * 1024
 WORKSPACE_BYTES = 512 * 1024 * 1024
 
@@ -97,8 +99,8 @@ def _foldable(node: fx.Node, constant: set[fx.Node]) -> bool:
     if any(not isinstance(size, int) for size in value.shape) or value.nbytes > WORKSPACE_BYTES:
         return False
     first = node.args[0] if node.args else None
-    if node.target is aten.to.dtype and isinstance(first, fx.Node) and first.meta["val"].dtype == torch.uint8:
-        return False  # a palette's indices stay visible to the targets
+    if node.target in CASTS and isinstance(first, fx.Node) and first.meta["val"].dtype in SMALL:
+        return False  # a palette's indices and FP8 numbers stay visible to the targets
     given = node.all_input_nodes[1:] if node.target in (*LIKE, *NEW) else node.all_input_nodes
     return all(n in constant for n in given)
 

@@ -101,7 +101,7 @@ def _differs(base: Affine, down: Affine, up: Affine) -> str | None:
     if up.channels_out != base.channels_out:
         return f"{up.node.name} and {base.node.name} have different channels"
     if base.spatial:
-        same = base.kernel == down.kernel and base.padding == down.padding is not None
+        same = base.kernel == down.kernel and base.padding == down.padding
         if not same or any(base.ints(n) != down.ints(n) for n in ("stride", "dilation")):
             return f"{down.node.name} has another kernel, stride, padding or dilation than {base.node.name}"
     return None

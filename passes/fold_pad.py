@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes._affine import CONV, PLAIN, affine, title
+from edgecompile.passes._affine import affine, title
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, call, nodes, replace, shape
 
@@ -64,8 +64,7 @@ def _fold(program: Program, node: fx.Node) -> str | None:
         return reason
     for user, arguments in zip(list(node.users), found, strict=True):
         assert isinstance(arguments, tuple)
-        target = PLAIN[CONV[user.target]] if user.target in CONV else user.target
-        new = call(program, target, (node.args[0], *arguments), user)  # type: ignore[arg-type]
+        new = call(program, user.target, (node.args[0], *arguments), user)  # type: ignore[arg-type]
         replace(program, user, new)
     return None
 
@@ -79,8 +78,6 @@ def _padded(program: Program, user: fx.Node, pad: fx.Node, added: Sequence[int])
     found = affine(program, user)
     if found is None or found.source is not pad or found.transposed or not found.spatial:
         return f"{user.name} cannot pad by itself"
-    if found.padding is None:
-        return f"{user.name} pads its sides differently"
     padding = [own + more for own, more in zip(found.padding, added, strict=True)]
     stride, dilation = list(found.ints("stride")), list(found.ints("dilation"))
     return found.weight, found.bias, stride, padding, dilation, found.groups

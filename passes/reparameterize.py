@@ -147,8 +147,8 @@ def _branch(program: Program, node: fx.Node, source: fx.Node) -> _Branch | None:
 def _misfit(branch: _Branch, target: Affine, readers: Readers) -> str | None:
     """Why a branch is not a part of the target's kernel."""
     ones = (1,) * target.spatial
-    if target.transposed or target.padding is None:
-        return f"{target.node.name} is transposed or pads its sides differently"
+    if target.transposed:
+        return f"{target.node.name} is transposed"
     found = branch.conv
     if found is None:
         if branch.scale is not None and not target.spatial:
@@ -163,12 +163,7 @@ def _misfit(branch: _Branch, target: Affine, readers: Readers) -> str | None:
     else:
         if reason := shared(found, readers):
             return reason
-        if (
-            found.spatial != target.spatial
-            or found.transposed
-            or found.padding is None
-            or found.groups != target.groups
-        ):
+        if found.spatial != target.spatial or found.transposed or found.groups != target.groups:
             return "they are different operators or have different groups"
         if target.spatial and found.ints("stride") != target.ints("stride"):
             return "their strides differ"

@@ -126,7 +126,7 @@ def _roundings(program: Program) -> list[_Rounding]:
 
 
 def _converts(node: fx.Node, dtype: torch.dtype) -> bool:
-    return node.target is aten.to.dtype and node.args[1] is dtype
+    return node.target in (aten.to.dtype, aten._to_copy.default) and node.meta["val"].dtype is dtype
 
 
 def _divides(node: fx.Node, scale: float) -> bool:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from edgecompile import hostcost
+from edgecompile.building.fixed import at_batch
 from edgecompile.cost.result import Estimate, Latency, OperatorRow
 from edgecompile.errors import SpecError
 from edgecompile.program import Program
@@ -27,7 +28,7 @@ def host_estimate(
             f"--dtype {dtype}: on host the program is priced as it is; build it with quantize, then estimate it"
         )
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as scratch:
-        artifact = target.emit(program.specialised(batch), Path(scratch), {})
+        artifact = target.emit(at_batch(program, batch), Path(scratch), {})
         found = hostcost.price(artifact.path, threads)
         size = artifact.path.stat().st_size
     wide = (found.high / found.ms) ** 1.5

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__
 from edgecompile.building.finish import finish, portable, write_report
+from edgecompile.building.fixed import at_batch
 from edgecompile.building.jobs import Job, prepare
 from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
@@ -112,7 +113,7 @@ def _run(
     _unread(options, passes)
     exact = _exact(teacher, job, passes, observers, begun, tell)
     baseline, _ = exact
-    fixed = baseline.specialised(batch)
+    fixed = at_batch(baseline, batch)
     if reasons := job.target.refuse(fixed):
         raise Unsupported(f"{teacher.name} for {job.name}", reasons)
     if options.dry_run:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecompile.building import predicted
+from edgecompile.building.fixed import at_batch
 from edgecompile.building.predicted import Predict
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
 from edgecompile.errors import TargetError
@@ -89,7 +90,7 @@ class Workshop:
     def fixed(self, program: Program) -> Program:
         """The program at the batch that is emitted, made once; read it, never change it."""
         if id(program) not in self._fixed:
-            self._fixed[id(program)] = program, program.specialised(self.batch)
+            self._fixed[id(program)] = program, at_batch(program, self.batch)
         return self._fixed[id(program)][1]
 
     def build(self, program: Program) -> Built:

@@ -14,9 +14,6 @@ CONV = {
     aten.conv1d.default,
     aten.conv2d.default,
     aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv3d.padding,
     aten.convolution.default,
 }
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}

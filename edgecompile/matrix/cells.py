@@ -18,7 +18,12 @@ Mode = Literal["float", "int8"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 PIPELINE: dict[str, str] = {"float": "", "int8": "quantize(samples=32)"}
 """Mode -> the passes behind the exact ones."""
-_OWN = ("edgecompile.matrix.child", "edgecompile.matrix.compare", "edgecompile.matrix.cells")
+_OWN = (
+    "edgecompile.matrix.child",
+    "edgecompile.matrix.compare",
+    "edgecompile.matrix.cells",
+    "edgecompile.building.fixed",
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from edgecompile import __version__
+from edgecompile.building.fixed import at_batch
 from edgecompile.device import DeviceProfile
 from edgecompile.errors import EdgeCompileError, PassError, TargetError, Unsupported
 from edgecompile.matrix.cells import PIPELINE, known_models, read_target
@@ -53,7 +54,7 @@ class Worker:
     def cell(self, text: str, mode: str) -> dict[str, Any]:
         """One cell: what its row holds, less how it is judged."""
         target, name = read_target(text)
-        program = self._program(target, DeviceProfile.load(name), mode).specialised(self.batch)
+        program = at_batch(self._program(target, DeviceProfile.load(name), mode), self.batch)
         if reasons := target.refuse(program):
             raise Unsupported(target.name, reasons)
         with tempfile.TemporaryDirectory(prefix="edgecompile-matrix-") as place:
