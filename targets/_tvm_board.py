@@ -103,8 +103,9 @@ def gpu_facts(gpu: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def gpu_notes(gpu: Mapping[str, Any], arch: str) -> list[str]:
     """What somebody with the GPU must know."""
     here = "on JetPack 6, which has CUDA 12," if arch == "sm_87" else "beside an older CUDA"
-    notes = [
-        "no GPU ran these kernels: how fast they are is not known; a predicted latency is of TensorRT's",
+    notes = [] if gpu_here(arch) else [f"no GPU of {arch} is here: these kernels were not run"]
+    notes += [
+        "a predicted latency is of TensorRT's kernels, not of TVM's",
         f"TVM's published CUDA runtime is for CUDA 13: {here} it must be built from its source",
     ]
     notes += [

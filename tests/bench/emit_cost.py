@@ -49,6 +49,7 @@ def program(name: str) -> Program:
 
 def ours(found: Program, target: str, folder: Path) -> None:
     """What a build does of emission, without data and measurement."""
+    from edgecompile.building.fixed import at_batch
     from edgecompile.pass_manager import Context, PassManager, parse, parse_one
     from edgecompile.passes import EXACT, PASSES
     from edgecompile.spec import parse_calls
@@ -57,7 +58,7 @@ def ours(found: Program, target: str, folder: Path) -> None:
     chosen: Any = parse_one(parse_calls(target)[0], KNOWN, "bench")
     manager = PassManager(parse(", ".join(EXACT), PASSES))
     made, _ = manager.begin(found, Context(found, target=chosen))
-    fixed = made.specialised(1)
+    fixed = at_batch(made, 1)
     assert not chosen.refuse(fixed)
     chosen.emit(fixed, folder, {})
 
