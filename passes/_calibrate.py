@@ -141,14 +141,15 @@ def _lay_weight(
 ) -> None:
     """Quantize a weight again, from the float one, to [-limit, limit].
 
-    Neither library keeps to the range it is asked for; NNCF takes one bit from the first layer whatever the CPU.
+    Neither library keeps to the range it is asked for; NNCF takes one bit from the first layer whatever the CPU, and
+    gives weights that are nowhere negative a zero point.
     """
     node, axis = weight_of
     value = weight(source, node)
     twin = next(n for n in quantized.graph.graph.nodes if n.name == reader.name)
     assert value is not None
     dequantize = _dequantize(quantized, source, twin, list(reader.args).index(node), node, axis)
-    stored, scales = cast("tuple[fx.Node, fx.Node]", dequantize.args[:2])
+    stored, scales, zeros = cast("tuple[fx.Node, fx.Node, fx.Node]", dequantize.args[:3])
     others = list(range(value.dim())) if per_tensor else [d for d in range(value.dim()) if d != axis]
     smallest = torch.finfo(torch.float32).eps
     scale = (value.detach().abs().amax(others, keepdim=True) / limit).clamp(min=smallest)
@@ -156,6 +157,7 @@ def _lay_weight(
     _assign(quantized.graph, str(stored.target), integers)
     if not per_tensor:
         _assign(quantized.graph, str(scales.target), scale.flatten())
+        _assign(quantized.graph, str(zeros.target), torch.zeros(scale.numel(), dtype=torch.int8))
         return
     graph = quantized.graph.graph
     with graph.inserting_after(dequantize):

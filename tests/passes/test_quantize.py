@@ -179,7 +179,7 @@ def test_same_data_same_program() -> None:
         assert all(torch.equal(w, again.weights()[n]) for n, w in first.weights().items())
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
 @given(recipe=recipes(2), calibration=st.sampled_from(CALIBRATIONS))
 def test_random_networks_keep_their_interface_and_are_quantized_once(recipe: Recipe, calibration: str) -> None:
     program = Program.capture(build(recipe), (example(),))
@@ -222,6 +222,18 @@ def test_reduced_weights_are_the_nearest_seven_bit_integers_of_the_float_ones() 
         scale = wanted.abs().flatten(1).amax(1).reshape(-1, *[1] * (wanted.dim() - 1)) / 63
         assert (stored * scale - wanted).abs().max() <= scale.max() / 2 * 1.001
         assert stored.abs().flatten(1).amax(1).eq(63).all()
+
+
+@pytest.mark.parametrize("calibration", ["min_max", "mse"])
+def test_weights_that_are_nowhere_negative_have_no_zero_point(calibration: str) -> None:
+    program = Program.capture(seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())), (noise(2, 2, 8, 8),))
+    program.weights()["0.weight"].data.abs_()
+    result, _ = quantized(f"calibration={calibration}, reduce_range=no", program, noise(16, 2, 8, 8))
+    (zeros,) = (w for name, w in result.weights().items() if name.endswith("zero_point"))
+    assert not zeros.any()
+    x = noise(4, 2, 8, 8, seed=5)
+    right = program(x)[0]
+    assert (result(x)[0] - right).abs().max() < 0.03 * right.abs().max()
 
 
 def test_s8_activations_are_symmetric() -> None:
