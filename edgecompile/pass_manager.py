@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from edgecompile.errors import EdgeCompileError, PassError, SpecError, near
-from edgecompile.program import Program
+from edgecompile.program import Program, drop_dead
 from edgecompile.reference import load_function
 from edgecompile.spec import Call, make, options_of, parse_calls, show_calls
 
@@ -59,6 +60,9 @@ class Pass(ABC):
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False
+    typed: ClassVar[bool] = False
+    """An exact pass that edits its program in place and makes nodes by `rewrite.call` alone, which keeps their types:
+    a run of such passes is retraced once, behind the last."""
 
     keep: Literal["if_it_pays", "always"] = field(default="if_it_pays", kw_only=True)
 
@@ -154,43 +158,67 @@ class PassManager:
     def _step(self, index: int, group: tuple[Pass, ...], program: Program, context: Context) -> tuple[Program, Step]:
         started = time.monotonic()
         ctx = replace(context, stats={}, notes=[])
-        result, changed = program, False
-        spare: Program | None = None
+        result, changed, pending = program, False, False
+        own: Program | None = None  # a copy of the result, or the result itself while typed passes edit it
         for offset, one in enumerate(group):
-            result, one_changed, spare = self._apply(index + offset, one, result, spare, ctx)
-            changed = changed or one_changed
+            with self._told(index + offset):
+                if one.typed:
+                    own = own or result.clone()
+                    if self._edit(one, own, ctx):
+                        result, changed, pending = own, True, True
+                else:
+                    own = own if own is not None and own is not result else result.clone()
+                    if (made := self._apply(one, result, own, ctx)) is not None:
+                        result, own, changed, pending = made, None, True, False
+                if result.interface != program.interface:
+                    raise RuntimeError(
+                        f"{self._place(index + offset)} changed the interface from {program.interface} "
+                        f"to {result.interface}"
+                    )
             for observer in self.observers:
                 observer(index + offset + 1, one, result)
+        if pending:
+            with self._told(index + len(group) - 1):
+                result = result.retraced()
         step = Step(
             group, changed, True, "" if changed else "nothing to do", time.monotonic() - started,
             len(result.graph.graph.nodes), None, None, dict(ctx.stats), tuple(ctx.notes),
         )  # fmt: skip
         return result, step
 
-    def _apply(
-        self, index: int, one: Pass, program: Program, spare: Program | None, ctx: Context
-    ) -> tuple[Program, bool, Program | None]:
-        """One pass on a copy, retraced when it changed anything, with the interface held to what it was.
+    def _edit(self, one: Pass, program: Program, ctx: Context) -> bool:
+        """A typed pass on the program itself, not retraced yet; whether it changed anything."""
+        before, weights = str(program), program.weights()
+        written = {name: w._version for name, w in weights.items()}
+        result = self.apply(one, program, ctx)
+        if result is not program:
+            raise RuntimeError(f"{one.name} is typed and must edit its program in place")
+        drop_dead(program.graph)
+        after = program.weights()
+        same = after.keys() == weights.keys() and all(
+            w is weights[name] and w._version == written[name] for name, w in after.items()
+        )
+        return str(program) != before or not same
 
-        `spare` is a copy that a pass before has left as it was; so is the third value.
-        """
+    def _apply(self, one: Pass, program: Program, own: Program, ctx: Context) -> Program | None:
+        """Any other pass on a copy, retraced; None when it changed nothing."""
         before = _state(program)
+        result = self.apply(one, own, ctx)
+        if _state(result) == before and _shares_values(program, result):
+            return None
+        return result.retraced()
+
+    @contextmanager
+    def _told(self, index: int) -> Iterator[None]:
+        """Errors say in which pass they were raised."""
         try:
-            result = self.apply(one, spare or program.clone(), ctx)
-            if _state(result) == before and _shares_values(program, result):
-                return program, False, result
-            result = result.retraced()
+            yield
         except EdgeCompileError as error:
             error.args = (f"{error} (in {self._place(index)})", *error.args[1:])
             raise
         except Exception as error:
             error.add_note(f"in {self._place(index)}")
             raise
-        if result.interface != program.interface:
-            raise RuntimeError(
-                f"{self._place(index)} changed the interface from {program.interface} to {result.interface}"
-            )
-        return result, True, None
 
     def _place(self, index: int) -> str:
         rest = show(self.passes[index:])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from edgecompile.errors import TargetError
 from edgecompile.program import Program
 
 if TYPE_CHECKING:
@@ -64,6 +66,9 @@ class Target(ABC):
     activations: ClassVar[Literal["u8", "s8"]] = "u8"
     """The integers that its runtime wants activations in: `s8` is symmetric, with no zero point."""
 
+    everywhere: ClassVar[bool] = False
+    """Whether `load` runs artifacts for other devices here too: `reference` then says what those compute."""
+
     @property
     def dtypes(self) -> frozenset[str]:
         """The small numbers that its runtime multiplies, with these options: `int8`, `fp8`."""
@@ -91,3 +96,21 @@ class Target(ABC):
     def load(self, artifact: Artifact, threads: int = 1) -> Run | None:
         """The artifact in its runtime on this machine, None when there is no such runtime here."""
         return None
+
+    def reference(self, artifact: Artifact, threads: int = 1) -> Run | None:
+        """What another device computes with the artifact, by something that reads it here; None when nothing does."""
+        return None
+
+
+def loaded(target: Target, artifact: Artifact, threads: int, here: bool) -> tuple[Run | None, bool]:
+    """The artifact as it runs, and whether something only stands in for its own runtime or device.
+
+    `here`: it is for this machine. The kernels of a runtime that is on every CPU are not those of the device there:
+    ONNX Runtime's sums of integers saturate on x86 without VNNI.
+    """
+    run = target.load(artifact, threads) if here or not target.everywhere else None
+    if run is None:
+        with suppress(TargetError):  # of a dtype that no runtime here has
+            run = target.reference(artifact, threads)
+            return run, run is not None
+    return run, False

@@ -81,6 +81,7 @@ class CancelTransposes(Pass):
 
     name: ClassVar[str] = "cancel_transposes"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         for node in nodes(program, *TRANSPOSES):

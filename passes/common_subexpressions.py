@@ -48,6 +48,7 @@ class CommonSubexpressions(Pass):
 
     name: ClassVar[str] = "common_subexpressions"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         if (write := first_write(program.graph.graph)) is not None:

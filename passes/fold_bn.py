@@ -46,6 +46,7 @@ class FoldBn(Pass):
 
     name: ClassVar[str] = "fold_bn"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         readers = weight_readers(program)

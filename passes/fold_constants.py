@@ -54,6 +54,7 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold_constants"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         if (write := first_write(program.graph.graph)) is not None:

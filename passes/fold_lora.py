@@ -40,6 +40,7 @@ class FoldLora(Pass):
 
     name: ClassVar[str] = "fold_lora"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         readers = weight_readers(program)

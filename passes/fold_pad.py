@@ -37,6 +37,7 @@ class FoldPad(Pass):
 
     name: ClassVar[str] = "fold_pad"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         for node in nodes(program, aten.pad.default, aten.constant_pad_nd.default):

@@ -72,6 +72,7 @@ class FoldScale(Pass):
     layer_norm: bool = False
     name: ClassVar[str] = "fold_scale"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         readers = weight_readers(program)

@@ -32,6 +32,7 @@ class MergeLinear(Pass):
 
     name: ClassVar[str] = "merge_linear"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         readers = weight_readers(program)

@@ -40,6 +40,7 @@ class RemoveBranches(Pass):
 
     name: ClassVar[str] = "remove_branches"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         for node in nodes(program, *MASKED):

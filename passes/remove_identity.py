@@ -101,6 +101,7 @@ class RemoveIdentity(Pass):
 
     name: ClassVar[str] = "remove_identity"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         graph = program.graph.graph

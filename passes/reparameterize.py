@@ -41,6 +41,7 @@ class Reparameterize(Pass):
 
     name: ClassVar[str] = "reparameterize"
     exact: ClassVar[bool] = True
+    typed: ClassVar[bool] = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         readers = weight_readers(program)

@@ -35,6 +35,19 @@ _POOLS = (
     aten.avg_pool2d.default,
     aten.avg_pool3d.default,
 )
+_SURE = {
+    *(aten.conv1d.default, aten.conv2d.default, aten.linear.default, aten.batch_norm.default, aten.layer_norm.default),
+    *(aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.silu.default, aten.sigmoid.default),
+    *(aten.hardswish.default, aten.hardsigmoid.default, aten.gelu.default, aten.tanh.default, aten.softmax.int),
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.matmul.default, aten.embedding.default),
+    *(aten.scaled_dot_product_attention.default, aten.max_pool2d.default, aten.adaptive_avg_pool2d.default),
+    *(aten.mean.dim, aten.cat.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default),
+    *(aten.transpose.int, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor, aten.index.Tensor),
+    *(aten._to_copy.default, aten.__and__.Tensor),
+}
+"""Operators with a Core ML form whatever their arguments, up to so many axes and in these types."""
+_SURE_AXES = 5
+_SURE_DTYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 _CORE = {"float32": "float32", "float16": "float32", "bfloat16": "float32"}
 
 
@@ -91,6 +104,20 @@ def decomposed(program: Program, shapes: Shapes = ()) -> ExportedProgram:
         if node.target in _POOLS and len(node.args) == 2:
             node.args = (*node.args, node.args[1])  # coremltools reads no stride as an error
     return exported
+
+
+def plain(program: Program) -> bool:
+    """Whether a program is made of nothing that Core ML could refuse: it need not be taken apart to see it."""
+    for node in program.graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if (
+            node.target not in _SURE
+            or node.meta["val"].dim() > _SURE_AXES
+            or node.meta["val"].dtype not in _SURE_DTYPES
+        ):
+            return False
+    return True
 
 
 def without_form(exported: ExportedProgram) -> list[fx.Node]:

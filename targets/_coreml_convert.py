@@ -234,7 +234,4 @@ def converted(program: Program, folder: Path, request: Mapping[str, Any], limit_
 
 
 if __name__ == "__main__":
-    # coremltools imports what it finds; none of these is used here, and together they take seconds
-    for optional in ("sklearn", "xgboost", "torchao", "tensorflow", "transformers"):
-        sys.modules[optional] = None  # type: ignore[assignment]
     sys.exit(main(Path(sys.argv[1])))

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgecompile.targets._onnx_light import keep_constants, shapes
+
 
 class Graph:
     """An ONNX graph with its producers, consumers and constants looked up."""
@@ -54,11 +56,9 @@ class Graph:
                 reads.subtract(node.input)
                 node.op_type = ""
         kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes if n.op_type]
-        constants = [t for t in self.proto.initializer if reads[t.name] > 0 or t.name in self.outputs]
-        constants = [onnx.TensorProto.FromString(t.SerializeToString()) for t in constants]
-        del self.proto.node[:], self.proto.initializer[:], self.proto.value_info[:]  # shapes may have changed
+        del self.proto.node[:], self.proto.value_info[:]  # shapes may have changed
         self.proto.node.extend(kept)
-        self.proto.initializer.extend(constants)
+        keep_constants(self.proto, {name for name, count in reads.items() if count > 0} | self.outputs)
 
 
 def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -106,8 +106,8 @@ def _free(name: str, taken: set[str]) -> str:
 
 def pool_globally(model: onnx.ModelProto) -> None:
     """ReduceMean over all spatial axes with kept dimensions becomes GlobalAveragePool, which has an integer kernel."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*inferred.value_info, *inferred.input)}
+    found = shapes(model)
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*found.value_info, *found.input)}
     graph = Graph(model)
     for node in graph.proto.node:
         axes_value = graph.value(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) == 2 else None

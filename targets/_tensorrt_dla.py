@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from edgecompile.program import Program
 from edgecompile.targets._onnx_graph import Graph, tidy
+from edgecompile.targets._onnx_light import shapes, with_shapes
 from edgecompile.targets._tensorrt_dla_rules import SUMS, why_not
 from edgecompile.targets._tensorrt_onnx import origin, plain
 
@@ -48,7 +49,7 @@ def prepared(
     model = plain(program, notes)
     scales = implicit(model)
     local_pools(model)
-    model = onnx.shape_inference.infer_shapes(model)
+    with_shapes(model)
     tidy(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model, scales, plan(model)
@@ -163,7 +164,7 @@ def plan(model: onnx.ModelProto) -> list[Place]:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = shapes(model)
     found = {
         v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
         for v in (*graph.value_info, *graph.input, *graph.output)

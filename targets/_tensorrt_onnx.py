@@ -12,9 +12,9 @@ from onnx import helper
 
 from edgecompile.program import Program
 from edgecompile.rewrite import layer
-from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_pads, _tensorrt_fp8, _tensorrt_types
+from edgecompile.targets import _onnx_attention, _onnx_graph, _onnx_light, _onnx_pads, _tensorrt_fp8, _tensorrt_types
 from edgecompile.targets._onnx_graph import Graph
-from edgecompile.targets.onnx import Onnx, _simplified
+from edgecompile.targets.onnx import Onnx
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 Sizes = Mapping[str, tuple[int, ...]]
@@ -76,7 +76,7 @@ def plain(program: Program, notes: list[str], float8: bool = False) -> onnx.Mode
     model = Onnx(opset=_EXPORTED_OPSET)._exported(program)
     notes += _onnx_attention.blind_rows(program)
     _onnx_graph.name_outputs(model, program.output_names)
-    model = _simplified(model, notes)
+    _onnx_light.simplify(model, notes)
     _onnx_graph.pool_globally(model)
     _whole_windows(model)
     _onnx_pads.fold_pads(model)
@@ -87,7 +87,7 @@ def plain(program: Program, notes: list[str], float8: bool = False) -> onnx.Mode
     elif (why := older(model)) is not None:
         notes.append(f"opset {_EXPORTED_OPSET}, which TensorRT 8.6 does not read: {why}")
     _remember(model, program)
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    return _onnx_light.with_shapes(model, strict_mode=True, data_prop=True)
 
 
 def _whole_windows(model: onnx.ModelProto) -> None:
@@ -166,10 +166,10 @@ def _axes_as_attribute(node: onnx.NodeProto, axes: np.ndarray) -> None:
 
 
 def _sizes(model: onnx.ModelProto) -> Sizes:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    graph = _onnx_light.shapes(model)
     return {
         v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in (*inferred.input, *inferred.value_info, *inferred.output)
+        for v in (*graph.input, *graph.value_info, *graph.output)
     }
 
 
@@ -190,7 +190,7 @@ def _drop(node: onnx.NodeProto, *names: str) -> None:
 def operators(model: onnx.ModelProto) -> list[dict[str, str]]:
     """Each node that computes, with its layer, and the type that it computes in: int8 between DQ and Q, or FP8."""
     graph = Graph(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types = {v.name: v.type.tensor_type.elem_type for v in _onnx_light.shapes(model).value_info}
     types |= {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
     rows = []
     for node in model.graph.node:

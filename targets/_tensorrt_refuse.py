@@ -80,6 +80,7 @@ _PLAIN = {
         "ones_like",
         "zeros_like",
         "to.dtype",
+        "_to_copy",
         "logical_and",
         "logical_not",
         "__and__.Tensor",

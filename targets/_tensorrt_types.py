@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecompile.errors import TargetError
 from edgecompile.targets._onnx_graph import Graph
+from edgecompile.targets._onnx_light import keep_constants
 
 _WIDE = {
     *("Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization"),
@@ -225,6 +226,4 @@ def _replace_nodes(graph: Graph, nodes: list[onnx.NodeProto]) -> None:
     del graph.proto.node[:], graph.proto.value_info[:]
     graph.proto.node.extend(kept)
     read = {i for n in kept for i in n.input} | {o.name for o in graph.proto.output}
-    constants = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.proto.initializer if t.name in read]
-    del graph.proto.initializer[:]
-    graph.proto.initializer.extend(constants)
+    keep_constants(graph.proto, read)

@@ -19,7 +19,15 @@ from edgecompile.errors import TargetError, Unsupported
 from edgecompile.program import Program, op_name
 from edgecompile.target import Artifact, QuantRule, Run, Target
 from edgecompile.targets import _coreml_compressed, _coreml_image, _coreml_shapes
-from edgecompile.targets._coreml_boundary import INTERFACE_KEY, decomposed, from_core, place, to_core, without_form
+from edgecompile.targets._coreml_boundary import (
+    INTERFACE_KEY,
+    decomposed,
+    from_core,
+    place,
+    plain,
+    to_core,
+    without_form,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +82,8 @@ class CoreMl(Target):
         coremltools()
         if reasons := _unreadable(program):
             return reasons
+        if plain(program):
+            return self._wrong(program)  # taking the whole program apart takes seconds
         exported = decomposed(program)
         missing = without_form(exported)
         reasons = self._wrong(program)

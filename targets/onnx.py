@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 aten = torch.ops.aten
-_DECOMPOSED = {aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.batch_norm.default}
+_DECOMPOSED = {
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.batch_norm.default,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+}
 """What the exporter decomposes into operators that all have an ONNX form, whatever the arguments."""
 _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
 
@@ -40,6 +46,7 @@ class Onnx(Target):
     """
 
     name: ClassVar[str] = "onnx"
+    everywhere: ClassVar[bool] = True
     opset: int = 20
 
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
@@ -70,9 +77,15 @@ class Onnx(Target):
 
     def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
         """Write `model.onnx`; the same program gives the same bytes."""
-        import onnx
-
-        from edgecompile.targets import _emit, _onnx_attention, _onnx_compressed, _onnx_graph, _onnx_large, _onnx_pads
+        from edgecompile.targets import (
+            _emit,
+            _onnx_attention,
+            _onnx_compressed,
+            _onnx_graph,
+            _onnx_large,
+            _onnx_light,
+            _onnx_pads,
+        )
 
         if reasons := [*_emit.not_numbers(program), *_emit.float8(program, "onnx")]:
             raise Unsupported("onnx", reasons)
@@ -83,7 +96,7 @@ class Onnx(Target):
         if aside:
             notes.append("not simplified: the weights pass 2 GB, and most are in model.onnx.data")
         else:
-            model = _simplified(model, notes)
+            _onnx_light.simplify(model, notes)
         _onnx_graph.pool_globally(model)
         _onnx_pads.fold_pads(model)
         _onnx_attention.sum_before_norm(model)
@@ -91,19 +104,20 @@ class Onnx(Target):
         _onnx_graph.transpose_weights(model)
         _onnx_graph.integer_bias(model)
         _onnx_compressed.four_bits(model)
-        model = onnx.shape_inference.infer_shapes(model)
+        model = _onnx_light.with_shapes(model)
         _onnx_graph.tidy(model, metadata)
         with _emit.whole(folder) as made:
             if aside:
                 _onnx_large.write(model, aside, made)
             else:
-                onnx.checker.check_model(model, full_check=True)
-                (made / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+                (made / "model.onnx").write_bytes(_onnx_light.checked(model))
             (made / "run.py").write_bytes(text("onnx_run.py"))
         return Artifact("onnx", folder, "model.onnx", tuple(notes), {"tolerance": _tolerance(program)})
 
     def _exported(self, program: Program, aside: dict[str, Any] | None = None) -> onnx.ModelProto:
         """The model as torch exports it; of one past 2 GB, large weights are in `aside` where that is given."""
+        from torch.onnx._internal.exporter import _core  # torch.onnx.export, which makes the table anew each time
+
         from edgecompile.targets import _onnx_large
         from edgecompile.targets._onnx_attention import four_axes
         from edgecompile.targets._onnx_compressed import by_rows
@@ -111,12 +125,10 @@ class Onnx(Target):
 
         try:
             with quiet(), torch.no_grad():  # with gradients attention takes other kernels, whose strides no view fits
-                exported = torch.onnx.export(
+                exported = _core.export(
                     four_axes(guarded(by_rows(program))).exported(),
-                    (),
-                    dynamo=True,
+                    registry=_registry(self.opset),
                     verbose=False,
-                    optimize=True,
                     opset_version=self.opset,
                     input_names=list(program.input_names),
                 )
@@ -126,7 +138,6 @@ class Onnx(Target):
                 cause = cause.__cause__
             lines = str(cause).strip().splitlines() or [type(cause).__name__]
             raise TargetError(f"onnx: torch {torch.__version__}'s exporter failed: {lines[0][:300]}") from error
-        assert exported is not None
         if aside is not None and _onnx_large.too_large(program):
             aside |= _onnx_large.set_aside(exported.model)
         return exported.model_proto
@@ -135,17 +146,24 @@ class Onnx(Target):
         """The file in ONNX Runtime with so many threads, inputs and outputs bound once a shape."""
         return Session(artifact.path, threads)
 
+    def reference(self, artifact: Artifact, threads: int = 1) -> Run:
+        """The Q/DQ of the file taken literally, without kernels of integers, whose sums may saturate on this CPU."""
+        return Session(artifact.path, threads, literal=True)
+
     def tap(
         self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """The values that ONNX Runtime computes at the named nodes, of those that are still in the file."""
+        """The values that ONNX Runtime computes at the named nodes, of those that are still in the file.
+
+        The fact `literal` asks for what `reference` computes.
+        """
         import onnx
 
         model = onnx.load(str(artifact.path))
         made = {o for n in model.graph.node for o in n.output} - {o.name for o in model.graph.output}
         wanted = [name for name in names if name in made]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        session = Session(model.SerializeToString(), literal=bool(artifact.facts.get("fp8")))
+        session = Session(model.SerializeToString(), literal=bool(artifact.facts.get("literal")))
         plain = len(model.graph.output) - len(wanted)
         values = session(inputs)
         return {name: v.numpy() for name, v in zip(wanted, values[plain:], strict=True)}
@@ -217,7 +235,7 @@ def _registry(opset: int) -> Any:
     """torch's table of ONNX forms, which takes half a second to make."""
     from torch.onnx._internal.exporter import _registration
 
-    return _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+    return _registration.ONNXRegistry.from_torchlib(opset_version=max(opset, 18))
 
 
 def _called(graph: ExportedProgram | fx.GraphModule) -> set[OpOverload]:
@@ -240,16 +258,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _simplified(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
-    import onnxsim
-
-    simplified, same = onnxsim.simplify(model)
-    if not same:
-        notes.append("onnxsim's result differed from its input and was not used")
-        return model
-    return cast("onnx.ModelProto", simplified)
 
 
 def integer_kernels(path: Path, threads: int = 1) -> dict[str, int]:

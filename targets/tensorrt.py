@@ -231,7 +231,7 @@ class TensorRT(Target):
 
         if self.dtype == "bf16":
             raise TargetError("tensorrt: ONNX Runtime has no bfloat16 on a CPU: the model was not run here")
-        return Session(artifact.folder / "model.onnx", threads, literal=bool(artifact.facts.get("fp8")))
+        return Session(artifact.folder / "model.onnx", threads, literal=True)
 
     def tap(
         self, artifact: Artifact, names: Sequence[str], inputs: tuple[Tensor, ...]

@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("shared", deadline=None)  # no test asserts time
+settings.load_profile("shared")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores; torch is not imported yet
 
 ONE_RUNTIME = ("onnx@host",)

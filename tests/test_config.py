@@ -130,7 +130,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_toml(tmp_path / "deep.toml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda t: ("[build]\n" + t).encode("utf-8", "replace")))
 def test_no_bytes_do_more_than_fail_in_one_line(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"

@@ -48,7 +48,7 @@ def joined(data: Dataset) -> tuple[list[torch.Tensor], list[int]]:
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_passes_repeat_and_take_is_a_prefix(count: int, batch: int, first: int) -> None:
     x = torch.arange(count * 2.0).reshape(count, 2)
     data = Arrays("d", (x,), torch.arange(count), batch)

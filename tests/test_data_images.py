@@ -53,7 +53,7 @@ images = st.builds(
 
 
 @given(images, st.integers(1, 70), st.integers(1, 70))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_picture_comes_out_at_its_size(image: Image, width: int, height: int) -> None:
     made = fit(pillow.new("RGB", (width, height), (10, 200, 30)), image, "p")
     assert made.size == image.size[::-1]

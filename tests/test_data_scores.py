@@ -49,7 +49,7 @@ def random_outputs(seed: int, *shapes: tuple[int, ...]) -> list[tuple[np.ndarray
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(0.01, 100), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cosine_and_agreement_ignore_a_positive_scale(seed: int, scale: float, samples: int) -> None:
     theirs = random_outputs(seed, (samples, 7))
     ours = [(theirs[0][0] * np.float32(scale),)]
@@ -62,7 +62,7 @@ def test_cosine_and_agreement_ignore_a_positive_scale(seed: int, scale: float, s
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(-40, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_snr_is_the_ratio_of_powers(seed: int, wanted_db: float) -> None:
     theirs = random_outputs(seed, (5, 11), (5, 3, 2))
     noise = random_outputs(seed ^ 1, (5, 11), (5, 3, 2))

@@ -76,7 +76,7 @@ def test_dropout_that_is_off_and_detach_write_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same.")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 3).flatmap(lambda rank: st.tuples(*[st.tuples(st.integers(1, 4), st.integers(1, 3))] * rank)),
     st.sampled_from(["same", "valid"]),

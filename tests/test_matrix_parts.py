@@ -94,7 +94,7 @@ def _oracle(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Distance:
     return Distance(abs(a - b).max() / abs(b).max(), dot / (long[0] * long[1]), long[0] / long[1] - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 40), st.floats(1e-6, 2))
 def test_distance_is_the_worst_over_outputs(seed: int, outputs: int, size: int, noise: float) -> None:
     rng = np.random.default_rng(seed)

@@ -89,18 +89,24 @@ def check(folder: Path, threads: int | None = None, rounds: int = 20) -> Checked
     findings = [_hashes(folder, manifest)]
     if findings[0].state == "FAIL":
         return Checked(str(folder), tuple(findings), manifest)
-    run = load(folder, manifest, threads or int(manifest.get("threads", 1)))
+    run, stands_in = load(folder, manifest, threads or int(manifest.get("threads", 1)))
     if run is None:
         why = manifest.get("not_run_here") or f"there is no runtime for {manifest['kind']} on this machine"
         return Checked(str(folder), (*findings, Finding("outputs", "not run", why)), manifest)
     inputs, wanted = golden(folder, manifest)
     findings.append(_outputs(manifest, run(inputs), wanted))
-    findings.append(_latency(manifest, run, inputs, rounds))
+    if stands_in:
+        findings.append(Finding("latency", "not run", f"made for {manifest.get('device')}"))
+    else:
+        findings.append(_latency(manifest, run, inputs, rounds))
     return Checked(str(folder), tuple(findings), manifest)
 
 
-def load(folder: Path, manifest: Mapping[str, Any], threads: int) -> Run | None:
-    """The artifact in its runtime, None where there is none here; `InputError` for a kind that nobody knows."""
+def load(folder: Path, manifest: Mapping[str, Any], threads: int) -> tuple[Run | None, bool]:
+    """The artifact in its runtime, None where there is none here, and whether it only stands in for the device.
+
+    `InputError` for a kind that nobody knows.
+    """
     from edgecompile.pass_manager import parse_one
     from edgecompile.spec import parse_calls
     from edgecompile.targets import TARGETS
@@ -112,8 +118,9 @@ def load(folder: Path, manifest: Mapping[str, Any], threads: int) -> Run | None:
     target = parse_one(parse_calls(emitter)[0], TARGETS, "manifest")
     facts = manifest.get("facts")
     artifact = Artifact(kind, folder, str(manifest["artifact"]), (), facts if isinstance(facts, dict) else {})
-    found: Run | None = target.load(artifact, threads)
-    return found
+    if target.everywhere and manifest.get("device") != "host":
+        return target.reference(artifact, threads), True
+    return target.load(artifact, threads), False
 
 
 def golden(folder: Path, manifest: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, np.ndarray[Any, Any]]]:

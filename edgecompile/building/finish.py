@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,9 +231,8 @@ def _verified(
     drifts = found.snr_db is not None and not found.snr_db >= limit
     tap = getattr(shop.target, "tap", None)
     if (drifts or code == errors.ACCURACY) and tap is not None and final.run is not None:
-        layers = layer_drift(
-            teacher.program, program, lambda names, x: tap(final.artifact, names, x), final.run, batches
-        )
+        tapped = replace(final.artifact, facts={**final.artifact.facts, "literal": final.stands_in})
+        layers = layer_drift(teacher.program, program, lambda names, x: tap(tapped, names, x), final.run, batches)
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
     return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ from edgecompile.pass_manager import Price
 from edgecompile.program import Program
 from edgecompile.report import Figure
 from edgecompile.store import Cache, file_hash, key
-from edgecompile.target import Artifact, Run, Target
+from edgecompile.target import Artifact, Run, Target, loaded
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -99,10 +98,7 @@ class Workshop:
         if digest not in self._made:
             fixed = self.fixed(program)
             artifact = self._emitted(digest, fixed)
-            run, stands_in = self.target.load(artifact, self.threads), False
-            if run is None and (reference := getattr(self.target, "reference", None)) is not None:
-                with contextlib.suppress(TargetError):  # of a dtype that no runtime here has
-                    run, stands_in = reference(artifact, self.threads), True
+            run, stands_in = loaded(self.target, artifact, self.threads, self.predict is None)
             bound = getattr(run, "bound", None)
             call = bound(fixed.inputs) if bound is not None and not stands_in else None
             size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and not _beside(f, artifact))

@@ -53,7 +53,7 @@ def run(
     path = Path(folder)
     manifest = read_manifest(path)
     check_hashes(path, manifest)
-    session = load(path, manifest, threads or int(manifest.get("threads", 1)))
+    session, _ = load(path, manifest, threads or int(manifest.get("threads", 1)))
     if session is None:
         raise errors.TargetError(
             f"{folder}: there is no runtime for {manifest['kind']} on this machine", rule="toolchain"

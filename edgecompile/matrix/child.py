@@ -5,7 +5,6 @@ Started by `run` as `python -m edgecompile.matrix.child ORDER`. What several cel
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -30,7 +29,7 @@ from edgecompile.matrix.compare import distance
 from edgecompile.pass_manager import Context, PassManager, Step, check_data, parse
 from edgecompile.program import Program
 from edgecompile.reference import load_function
-from edgecompile.target import Artifact, Run, Target
+from edgecompile.target import Target, loaded
 from edgecompile.teacher import Teacher
 
 _PR_SET_PDEATHSIG = 1
@@ -66,7 +65,7 @@ class Worker:
                 "dtype": str(artifact.facts.get("dtype", "fp32")),
                 "artifact_mb": sum(f.stat().st_size for f in files) / 1e6,
             }
-            run = _loaded(target, artifact)
+            run, _ = loaded(target, artifact, 1, DeviceProfile.load(name).measured_here)
             if run is None:
                 return found | {"why": str(artifact.facts.get("not_run_here", "there is nothing here to run it"))}
             apart = distance([_arrays(run(x)) for x in self.inputs], self.wanted)
@@ -109,16 +108,6 @@ def _samples(teacher: Teacher, batch: int) -> list[tuple[Tensor, ...]]:
         for start in range(0, chunk.size - batch + 1, batch):
             found.append(tuple(x[start : start + batch].clone() for x in chunk.inputs))
     return found[:_SAMPLES] or [teacher.program.specialised(batch).inputs]
-
-
-def _loaded(target: Target, artifact: Artifact) -> Run | None:
-    """The artifact in its runtime, else in one that reads the same graph."""
-    run = target.load(artifact)
-    reference: Callable[[Artifact, int], Run] | None = getattr(target, "reference", None)
-    if run is None and reference is not None:
-        with contextlib.suppress(TargetError):  # of a dtype that no runtime here has
-            return reference(artifact, 1)
-    return run
 
 
 def _arrays(outputs: tuple[Tensor, ...]) -> tuple[Any, ...]:

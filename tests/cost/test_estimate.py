@@ -27,7 +27,7 @@ from edgecompile.program import Program
 NAMES = ("resnet50", "mobilenet_v2", "vit_b_16", "yolov8n", "efficientvit_b1_224", "bert_base_128")
 PROFILES = {name: DeviceProfile.load(name) for name in DeviceProfile.names()}
 PRICED = [name for name, profile in PROFILES.items() if profile.law != "none"]
-EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=40, derandomize=True)
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,7 @@ from edgecompile.program import Program, op_name
 from tests.networks.macs import macs
 from tests.random_nets import Recipe, build, example, recipes
 
-RANDOM = settings(
-    max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-)
+RANDOM = settings(max_examples=10, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 # what computes nothing by itself; a turn or a slice costs a copy only where no product takes it in
 FREE = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "clone", "contiguous",

@@ -23,7 +23,7 @@ FLAT = Sheet({"fp16": 1e13, "int8": 2e13}, {"fp16": 2e13, "int8": 4e13}, 1e12, 1
 """A sheet with one rate for integers and half of it for floats."""
 
 SIZES = st.integers(1, 4096)
-EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=40, derandomize=True)
 
 
 @st.composite

@@ -125,7 +125,7 @@ def test_vetting_imports_no_library_and_little_memory(valid: Mapping[str, bytes]
     assert done.stdout.splitlines() == ["InputError", "[] True"], done.stderr
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(KINDS)),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
@@ -147,7 +147,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     suffix=st.sampled_from(["models/model.json", "model_weights_config.json"]),
     changes=st.lists(st.tuples(st.lists(st.integers(0, 999), min_size=1, max_size=12), JUNK), min_size=1, max_size=3),
@@ -172,7 +172,7 @@ def test_wrong_json_with_a_right_checksum(
     assert_ours(makers.write(tmp_path / "m.pt2", makers.edited(valid["two.pt2"], change, suffix)))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 255)), min_size=1, max_size=5))
 def test_wrong_pickles_with_a_right_checksum(
     valid: Mapping[str, bytes], tmp_path: Path, changes: list[tuple[int, int]]
@@ -186,7 +186,7 @@ def test_wrong_pickles_with_a_right_checksum(
     assert_ours(makers.write(tmp_path / "w.pt", makers.replaced(valid["weights.pt"], "data.pkl", change)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=200),
     suffix=st.sampled_from([".onnx", ".pt", ".pt2", ".npy", ".npz", ".safetensors", ""]),

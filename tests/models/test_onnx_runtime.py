@@ -15,7 +15,7 @@ from onnx import helper
 
 from tests.models.onnx_runtime import data, error, one_node
 
-FEW = settings(max_examples=80, deadline=None, derandomize=True)
+FEW = settings(max_examples=80, derandomize=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -46,7 +46,7 @@ def passed(text: str) -> tuple[Program, Program, Step]:
 
 
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=9), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_small_palette_is_the_best_of_all(values: list[int], count: int) -> None:
     """Against every way to cut the sorted values into runs."""
     ordered = np.sort(np.array(values, np.float64))
@@ -85,7 +85,7 @@ def test_a_large_palette_is_no_worse_than_evenly_spaced_numbers(kind: str, bits:
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([(8, 127), (4, 7)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_integers_are_within_half_a_step_or_at_the_end(seed: int, symmetric: bool, kind: tuple[int, int]) -> None:
     rows = torch.randn(5, 1, 40, generator=torch.Generator().manual_seed(seed)) * 10 ** (seed % 5 - 2)
     high = kind[1]

@@ -108,9 +108,7 @@ def test_each_pass_finds_something_to_do() -> None:
 
 
 @given(recipe=recipes())
-@settings(
-    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=6, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 def test_all_passes_on_random_networks(recipe: Recipe) -> None:
     hold(WHOLE, recipe)
 
@@ -118,6 +116,6 @@ def test_all_passes_on_random_networks(recipe: Recipe) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 @given(recipe=recipes())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_each_pass_on_random_networks(name: str, recipe: Recipe) -> None:
     hold(name, recipe)

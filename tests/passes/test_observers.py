@@ -124,7 +124,7 @@ def reference_threshold(counts: list[int], levels: int) -> int:
     return chosen
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**20), levels=st.sampled_from([8, 16]), tail=st.floats(0.1, 3))
 def test_entropy_chooses_what_the_reference_chooses(seed: int, levels: int, tail: float) -> None:
     generator = np.random.default_rng(seed)
@@ -169,7 +169,7 @@ def draw(recipe: list[tuple[int, int, float, float]]) -> list[Tensor]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipe=batches_of)
 def test_nothing_is_lost_and_the_order_of_batches_does_not_matter(recipe: list[tuple[int, int, float, float]]) -> None:
     batches = draw(recipe)

@@ -85,7 +85,7 @@ def one_rounding() -> Program:
     return program
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32) | st.floats(-2.0, 2.0, width=32), min_size=1, max_size=64),
     st.floats(2**-10, 2**10, width=32),

@@ -59,7 +59,6 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 REPORTS = values(Report)
 quick = settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # a report is so big that shrinking one takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -18,6 +18,7 @@ from edgecompile.errors import TargetError
 from edgecompile.pass_manager import Context, PassManager, parse
 from edgecompile.passes import PASSES
 from edgecompile.program import Program, op_name
+from edgecompile.target import loaded
 from edgecompile.targets.onnx import Onnx, Session, integer_kernels
 
 
@@ -233,3 +234,24 @@ def test_each_rule_of_the_table_runs_in_integers(rule: Any, tmp_path: Path) -> N
     x = noise(1, *program.inputs[0].shape[1:], seed=3)
     found, right = Session(tmp_path / "model.onnx")((x,))[0], program(x)[0]
     assert (found - right).square().sum() < 0.01 * right.square().sum()
+
+
+def test_what_another_device_computes_is_asked_of_no_kernel_of_this_one(tmp_path: Path) -> None:
+    """On x86 without VNNI the sum below saturates, in ONNX Runtime's kernel and on no phone."""
+    layer = nn.Conv2d(64, 8, 1)
+    program = captured(lambda m, x: m.c(x.relu()), 64, 4, 4, c=layer)
+    weight = next(w for name, w in program.weights().items() if w.dim() == 4)
+    weight.data.fill_(1.0)
+    data = Arrays("bright", (noise(16, 64, 4, 4).abs() + 3,))
+    context = Context(program, target=Onnx(), calib=data)
+    result, _ = PassManager(parse("quantize(reduce_range=no)", PASSES)).run(program, context)
+    x = noise(1, 64, 4, 4, seed=3).abs() + 3
+    artifact = Onnx().emit(result.specialised(1), tmp_path, {})
+    there, stands_in = loaded(Onnx(), artifact, 1, here=False)
+    assert stands_in
+    assert there is not None
+    right = program(x)[0]
+    assert (there((x,))[0] - right).abs().max() < 0.02 * right.abs().max()
+    here, stands_in = loaded(Onnx(), artifact, 1, here=True)
+    assert isinstance(here, Session)
+    assert not stands_in

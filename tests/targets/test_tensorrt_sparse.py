@@ -55,7 +55,7 @@ def weights(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], int]:
     return weight, axis
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(weights())
 def test_a_weight_fits_where_every_four_input_channels_hold_two_zeros(case: tuple[np.ndarray[Any, Any], int]) -> None:
     weight, axis = case
@@ -64,7 +64,7 @@ def test_a_weight_fits_where_every_four_input_channels_hold_two_zeros(case: tupl
 
 @pytest.mark.parametrize("op", ["Conv", "MatMul", "Gemm", "GemmT"])
 @pytest.mark.parametrize("dequantized", [False, True])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=weights())
 def test_the_axis_is_the_one_that_is_summed_over(
     op: str, dequantized: bool, case: tuple[np.ndarray[Any, Any], int]

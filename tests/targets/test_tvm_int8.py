@@ -189,7 +189,7 @@ def test_the_largest_sums_are_exact(machine: str) -> None:
     np.testing.assert_array_equal(layer.y.integers(run(x)), layer.expected(x))  # type: ignore[union-attr]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1))
 def test_sums_next_to_a_tie_are_rounded_as_in_float64(seed: int) -> None:
     """Multipliers that put some sum as near to half a step as float32 can, exact ties too, over 512 channels."""
@@ -209,7 +209,7 @@ def test_sums_next_to_a_tie_are_rounded_as_in_float64(seed: int) -> None:
     np.testing.assert_array_equal(Grid(1.0, 0).integers(run(x)), layer.expected(x))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["best", "avx2", "plain"]))
 def test_layers_of_any_scales_equal_integers(seed: int, machine: str) -> None:
     random = np.random.default_rng(seed)

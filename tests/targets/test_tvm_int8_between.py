@@ -31,7 +31,7 @@ class Two(nn.Module):
         return self.out.around(self.after(self.first(x), self.second(x)))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([torch.relu, lambda x: x]))
 def test_a_sum_equals_fixed_point(seed: int, act: Any) -> None:
     random = np.random.default_rng(seed)
