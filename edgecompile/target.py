@@ -28,7 +28,8 @@ class QuantRule:
     is the constant argument and `axis` its output-channel axis. `output` says what becomes of the result:
     `quantized` (the kernel writes integers: the result must be quantized too), `float` (it writes floats), or
     `shared` (integers pass through: the result has the scale of the first operand). `fuses` are the activations that
-    the runtime folds into the kernel when they follow it directly.
+    the runtime folds into the kernel when they follow it directly. `axes` is the most axes that the integers may
+    have, None for any number.
     """
 
     operands: tuple[str, ...]
@@ -36,6 +37,7 @@ class QuantRule:
     axis: int = 0
     output: Literal["quantized", "float", "shared"] = "quantized"
     fuses: tuple[OpOverload, ...] = ()
+    axes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Placement:
     weights: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
     """Reader -> (`get_attr` node of the weight, output-channel axis)."""
     left: dict[fx.Node, str] = field(default_factory=dict)
+    wide: list[fx.Node] = field(default_factory=list)
+    """Operators without weights that stay float for their axes, more than the target's integers may have."""
 
     def read(self, kernel: fx.Node, tensor: fx.Node) -> None:
         """`kernel` reads `tensor` in integers."""
@@ -63,6 +65,8 @@ def place(program: Program, table: Mapping[OpOverload, QuantRule], keep_float: C
             found.left[node] = "kept in float"
         elif not _constant(weight):
             found.left[node] = "its weight is not a constant"
+        elif _wide(node, rule):
+            found.left[node] = f"the target's integers have at most {rule.axes} axes"
         else:
             found.weights[node] = (weight, rule.axis)
             for operand in operands(node, rule):
@@ -85,7 +89,7 @@ def _pass_on(
     if rule is None or rule.output != "shared" or keep_float(node) or only_user(node) is None:
         return
     read = operands(node, rule)
-    if len(read) != 1:
+    if len(read) != 1 or _too_wide(node, rule, found):
         return
     found.read(node, read[0])
     found.write(node, read[0])
@@ -101,7 +105,7 @@ def _between(
         if rule is None or rule.weight is not None or keep_float(node):
             continue
         read = operands(node, rule)
-        if not read or not all(operand in found.made for operand in read):
+        if not read or not all(operand in found.made for operand in read) or _too_wide(node, rule, found):
             continue
         for operand in read:
             found.read(node, operand)
@@ -121,6 +125,19 @@ def operands(node: fx.Node, rule: QuantRule) -> list[fx.Node]:
                 return []
             read.append(item)
     return read
+
+
+def _wide(node: fx.Node, rule: QuantRule) -> bool:
+    """Whether the operator reads or makes a tensor of more axes than the rule allows."""
+    values = (n.meta.get("val") for n in (node, *operands(node, rule)))
+    return rule.axes is not None and any(isinstance(v, torch.Tensor) and v.dim() > rule.axes for v in values)
+
+
+def _too_wide(node: fx.Node, rule: QuantRule, found: Placement) -> bool:
+    wide = _wide(node, rule)
+    if wide and node not in found.wide:
+        found.wide.append(node)
+    return wide
 
 
 def behind(node: fx.Node, rule: QuantRule) -> fx.Node:

@@ -111,6 +111,9 @@ class Quantize(Pass):
         ctx.stats["float_layers"] = len(placement.left)
         for node, why in placement.left.items():
             ctx.note(f"{layer(node)} stays float: {why}")
+        if wide := placement.wide:
+            more = f" and {len(wide) - 1} more stay" if len(wide) > 1 else " stays"
+            ctx.note(f"{wide[0].name} ({layer(wide[0])}){more} float: the target's integers have fewer axes")
         if float8:
             ctx.note("inputs of layers and weights in FP8 (E4M3), a weight scale per channel")
             return quantized

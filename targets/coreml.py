@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -282,7 +282,7 @@ def _numbers(program: Program) -> list[str]:
     return found
 
 
-_TABLE: dict[OpOverload, QuantRule] = {
+_RULES: dict[OpOverload, QuantRule] = {
     aten.conv1d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
     aten.conv2d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
     aten.linear.default: QuantRule(("input",), "weight", output="float"),
@@ -295,3 +295,5 @@ _TABLE: dict[OpOverload, QuantRule] = {
     aten.permute.default: QuantRule(("self",), output="shared"),
     aten.transpose.int: QuantRule(("self",), output="shared"),
 }
+_TABLE = {op: replace(rule, axes=5) for op, rule in _RULES.items()}
+"""MIL's `quantize` and `dequantize` take tensors of up to five axes."""

@@ -17,9 +17,10 @@ from edgecompile.errors import TargetError
 from edgecompile.pass_manager import Context, PassManager, parse
 from edgecompile.passes import PASSES
 from edgecompile.program import Program
-from edgecompile.target import Artifact
+from edgecompile.target import Artifact, Target
 from edgecompile.targets._mil_read import Const, MilProgram, Name, read_package
 from edgecompile.targets.coreml import CoreMl, Interpreted, scales_of
+from edgecompile.targets.onnx import Onnx
 from tests.random_nets import Recipe, build, example
 from tests.targets.coreml_nets import IMAGE, TOKENS, captured, noise, packaged
 from tests.targets.integer_reference import integers_of
@@ -156,6 +157,27 @@ def test_scales_are_the_programs_own_and_integers_the_same(integers: Program, io
             stored.append(known[data.name] if isinstance(data, Name) else data.value)
     wanted = {w.numpy().tobytes() for w in integers.weights().values() if w.dtype == torch.int8 and w.dim() > 1}
     assert {d.astype(np.int8).tobytes() for d in stored} == wanted
+
+
+def windows(m: Any, x: Tensor) -> Tensor:
+    """Swin's windows: six axes between a convolution and a product."""
+    y = m.c(x).permute(0, 2, 3, 1).reshape(-1, 2, 4, 2, 4, 8)
+    return m.l(y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 16, 8))
+
+
+@pytest.mark.parametrize(("target", "most"), [(CoreMl(), 4), (Onnx(), 6)])
+def test_integers_have_no_more_axes_than_the_target_takes(target: Target, most: int, tmp_path: Path) -> None:
+    program = captured(windows, 3, 8, 8, c=nn.Conv2d(3, 8, 1), l=nn.Linear(8, 4))
+    context = Context(program, target=target, calib=Arrays("noise", (noise(16, 3, 8, 8, seed=2),)))
+    made, steps = PassManager(parse("quantize", PASSES)).run(program, context)
+    between = [n for n in made.graph.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    assert max(n.meta["val"].dim() for n in between) == most
+    told = [note for note in steps[0].notes if "the target's integers have fewer axes" in note]
+    assert bool(told) == (target.name == "coreml")
+    if told:
+        x = noise(1, 3, 8, 8, seed=5)
+        (found,), (wanted,) = Interpreted(packaged(made.specialised(1), tmp_path, "fp32"))((x,)), made(x)
+        assert (found - wanted).abs().max() <= 1.01 * wanted.abs().max() / 127
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
