@@ -55,7 +55,7 @@ class PassError(EdgeCompileError):
 
 
 class TargetError(EdgeCompileError):
-    """A target or its toolchain cannot take the program (`rule="toolchain"` when something must be installed)."""
+    """A target or its toolchain cannot take the program (`rule="toolchain"`: it failed itself, or is missing)."""
 
     exit_code = UNSUPPORTED
 

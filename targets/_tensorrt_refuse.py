@@ -199,7 +199,10 @@ _DTYPES = (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64, tor
 
 
 def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool, limit_s: float) -> list[str]:
-    """Everything that stands against a program, none when it can be emitted."""
+    """Everything that stands against a program, none when it can be emitted.
+
+    Raises `TargetError` where the exporter itself fails: that says nothing of the program.
+    """
     from edgecompile.targets import _tensorrt_fp8
     from edgecompile.targets.onnx import Onnx
 
@@ -217,6 +220,8 @@ def reasons(program: Program, dtype: Dtype, dla: bool, fallback: bool, limit_s: 
             return [] if fallback else _tensorrt_dla.refusals(_tensorrt_dla.prepared(fixed, {}, notes)[2])
         model = _tensorrt_onnx.build(fixed, dtype, {}, notes, float8)
     except TargetError as error:
+        if error.rule == "toolchain":
+            raise TargetError(f"tensorrt: {error}", rule="toolchain") from error
         return [str(error).removeprefix("tensorrt: ")]
     return explained(_faults(model, limit_s), model)
 

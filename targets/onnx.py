@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -133,11 +134,7 @@ class Onnx(Target):
                     input_names=list(program.input_names),
                 )
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            lines = str(cause).strip().splitlines() or [type(cause).__name__]
-            raise TargetError(f"onnx: torch {torch.__version__}'s exporter failed: {lines[0][:300]}") from error
+            raise _failed(error) from error
         if aside is not None and _onnx_large.too_large(program):
             aside |= _onnx_large.set_aside(exported.model)
         return exported.model_proto
@@ -167,6 +164,17 @@ class Onnx(Target):
         plain = len(model.graph.output) - len(wanted)
         values = session(inputs)
         return {name: v.numpy() for name, v in zip(wanted, values[plain:], strict=True)}
+
+
+def _failed(error: BaseException) -> TargetError:
+    """The exporter's failure in one line: the node that it was at, where it says so, and the innermost reason."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    at = next((found[1] for e in chain if (found := re.search(r"translating node %(\w+)", str(e)))), "")
+    lines = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
+    where = f"torch {torch.__version__}'s exporter failed" + (f" at node {at}" if at else "")
+    return TargetError(f"onnx: {where}: {lines[0][:300]}", rule="toolchain")
 
 
 def _tolerance(program: Program) -> dict[str, float]:

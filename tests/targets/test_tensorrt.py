@@ -245,6 +245,17 @@ def test_without_tensorrt_rtx_the_operators_are_looked_up(monkeypatch: pytest.Mo
     assert error.value.rule == "toolchain"
 
 
+def test_a_crash_of_the_exporter_is_no_refusal() -> None:
+    """torch has a form for `exp`, and fails on complex numbers only when it gets there."""
+    program = captured(lambda m, x: torch.complex(x, m.c(x)).exp().real, *IMAGE, c=nn.Conv2d(4, 4, 1))
+    with pytest.raises(
+        TargetError, match=r"^tensorrt: onnx: torch [\d.]+\S* exporter failed at node exp: [^\n]+$"
+    ) as error:
+        TensorRT().refuse(program)
+    assert error.value.rule == "toolchain"
+    assert not isinstance(error.value, Unsupported)
+
+
 def test_torch_tensorrt_that_does_not_import_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"edgecompile\[nvidia\]") as error:
         TensorRT(torch_tensorrt=True).emit(small_conv().specialised(1), tmp_path, {})
