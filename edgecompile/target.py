@@ -68,6 +68,9 @@ class Target(ABC):
     activations: ClassVar[Literal["u8", "s8"]] = "u8"
     """The integers that its runtime wants activations in: `s8` is symmetric, with no zero point."""
 
+    saturates: ClassVar[bool] = False
+    """Whether its kernels add products of integers in saturating sums of 16 bits on x86 without VNNI."""
+
     everywhere: ClassVar[bool] = False
     """Whether `load` runs artifacts for other devices here too: `reference` then says what those compute."""
 

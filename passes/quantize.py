@@ -36,11 +36,12 @@ class Quantize(Pass):
 
     `calibration` chooses the activation ranges: `min_max` and `percentile` (NNCF's estimators), `mse` and `entropy`
     (one histogram). `smooth` shifts outlier channels of what linear layers read into their weights, where their
-    output gains by it (SmoothQuant). `activations` and `reduce_range` are `auto`: what this CPU multiplies without
-    saturating. Layers that match a glob in `keep_float` stay float; `layers` overrides single ones,
-    `(("stem.*", "float"), ("head.*", "per_tensor"))`: per_tensor is one weight scale for the layer, and the first glob
-    that matches decides. Globs are matched against module paths, node names and origins. When a drop budget is set,
-    the layers with the lowest signal-to-noise ratio become float until it holds, found by galloping and bisection.
+    output gains by it (SmoothQuant). `activations` and `reduce_range` are `auto`: what the target's kernels
+    multiply on this CPU without saturating. Layers that match a glob in `keep_float` stay float; `layers` overrides
+    single ones, `(("stem.*", "float"), ("head.*", "per_tensor"))`: per_tensor is one weight scale for the layer,
+    and the first glob that matches decides. Globs are matched against module paths, node names and origins. When a
+    drop budget is set, the layers with the lowest signal-to-noise ratio become float until it holds, found by
+    galloping and bisection.
 
     `weights=fp8` takes E4M3 numbers instead, for GPUs from Ada and Hopper on: the layers with weights read their
     inputs in FP8 at one scale, the largest magnitude over 448, and write floats. It has no zero points, no ranges
@@ -165,8 +166,8 @@ class Quantize(Pass):
         exact = not here or any(f in flags for f in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
         usual = ctx.target.activations if ctx.target is not None else "u8"
         activation = usual if self.activations == "auto" else self.activations
-        # without VNNI, ONNX Runtime multiplies u8 by s8 in saturating 16-bit sums: seven-bit weights cannot overflow
-        saturates = not exact and activation == "u8"
+        # seven-bit weights cannot overflow a sum of two products in 16 bits, whatever the activations are
+        saturates = not exact and (ctx.target is None or ctx.target.saturates)
         reduce_range = saturates if self.reduce_range == "auto" else self.reduce_range == "yes"
         return Recipe(activation, self.calibration, reduce_range, self.bias_correction)
 

@@ -47,6 +47,7 @@ class Onnx(Target):
     """
 
     name: ClassVar[str] = "onnx"
+    saturates: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     opset: int = 20
 

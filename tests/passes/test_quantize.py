@@ -25,7 +25,9 @@ from edgecompile.pass_manager import Context, PassManager, Step, parse, show
 from edgecompile.passes import EXACT, PASSES
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import layer
+from edgecompile.target import Target
 from edgecompile.targets.onnx import Onnx, Session, integer_kernels
+from edgecompile.targets.tvm import Tvm
 from tests.random_nets import Recipe, build, example, randomise, recipes
 
 CALIBRATIONS = ["min_max", "percentile", "mse", "entropy"]
@@ -81,7 +83,7 @@ def quantized(
 ) -> tuple[Program, Step]:
     """The program after `quantize(options)`, through the pass manager, and its step."""
     calib = Arrays("noise", (DATA[id(program)] if data is None else data,), batch_size=16)
-    ctx = Context(program, target=Onnx(), calib=calib, **context)  # type: ignore[arg-type]
+    ctx = Context(program, **{"target": Onnx(), "calib": calib, **context})  # type: ignore[arg-type]
     result, steps = PassManager(parse(f"quantize({options})", PASSES)).run(program, ctx)
     return result, steps[0]
 
@@ -213,6 +215,17 @@ def test_reduced_weights_cannot_saturate_16_bit_pair_sums(reduce_range: str, cal
     assert saturated == (reduce_range == "no")
     assert (np.abs(stored).max() <= 64) == (reduce_range == "yes")
     assert any("at reduced range" in n for n in step.notes) == (reduce_range == "yes")
+
+
+@pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx512_vnni"]])
+@pytest.mark.parametrize("target", [Onnx(), Tvm()])
+def test_the_range_is_reduced_for_kernels_that_saturate_on_this_cpu(
+    flags: list[str], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecompile.measure.machine", lambda: {"flags": flags})
+    _, step = quantized(target=target)
+    reduced = any("at reduced range" in note for note in step.notes)
+    assert reduced == (isinstance(target, Onnx) and flags == ["avx2"])
 
 
 def test_reduced_weights_are_the_nearest_seven_bit_integers_of_the_float_ones() -> None:

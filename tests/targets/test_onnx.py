@@ -255,3 +255,19 @@ def test_what_another_device_computes_is_asked_of_no_kernel_of_this_one(tmp_path
     here, stands_in = loaded(Onnx(), artifact, 1, here=True)
     assert isinstance(here, Session)
     assert not stands_in
+
+
+@pytest.mark.parametrize("activations", ["u8", "s8"])
+def test_the_kernels_of_this_cpu_do_not_saturate_at_the_range_that_is_chosen_for_it(
+    tmp_path: Path, activations: str
+) -> None:
+    program = captured(lambda m, x: m.c(x.relu()), 64, 4, 4, c=nn.Conv2d(64, 8, 1))
+    next(w for w in program.weights().values() if w.dim() == 4).data.fill_(1.0)
+    data = Arrays("bright", (noise(16, 64, 4, 4).abs() + 3,))
+    context = Context(program, target=Onnx(), calib=data)
+    passes = parse(f"quantize(activations={activations}, calibration=mse)", PASSES)
+    result, _ = PassManager(passes).run(program, context)
+    artifact = Onnx().emit(result.specialised(1), tmp_path, {})
+    x = noise(1, 64, 4, 4, seed=3).abs() + 3
+    wanted = Onnx().reference(artifact)((x,))[0]
+    assert (Onnx().load(artifact)((x,))[0] - wanted).abs().max() < 0.02 * wanted.abs().max()
