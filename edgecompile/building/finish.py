@@ -14,9 +14,11 @@ from edgecompile.building import bundle, predicted
 from edgecompile.building.contest import contest
 from edgecompile.building.rows import figure_of, promised, ratio_of, rounds_of, row_of
 from edgecompile.building.signals import too_late
+from edgecompile.building.tapped import second_build
 from edgecompile.building.verdicts import codes_of, drop_budget, latency_answer, latency_budget, size_budget
 from edgecompile.building.workshop import Built, Workshop
 from edgecompile.data import Dataset
+from edgecompile.errors import TargetError
 from edgecompile.measure import Samples, fingerprint, machine, settle
 from edgecompile.pass_manager import Step
 from edgecompile.program import Program
@@ -227,14 +229,26 @@ def _verified(
     found = output_errors(final.found, shop.teacher)
     only_exact = all(all(p.exact for p in s.passes) for s in steps if s.kept and s.changed)
     limit = 60.0 if only_exact else DRIFT_DB
-    layers: list[tuple[str, float | None]] = []
     drifts = found.snr_db is not None and not found.snr_db >= limit
-    tap = getattr(shop.target, "tap", None)
-    if (drifts or code == errors.ACCURACY) and tap is not None and final.run is not None:
-        tapped = replace(final.artifact, facts={**final.artifact.facts, "literal": final.stands_in})
-        layers = layer_drift(teacher.program, program, lambda names, x: tap(tapped, names, x), final.run, batches)
+    layers: list[tuple[str, float | None]] = []
+    if (drifts or code == errors.ACCURACY) and final.run is not None:
+        layers = _layers(teacher, shop, program, final, batches)
     rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
     return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
+
+
+def _layers(
+    teacher: Teacher, shop: Workshop, program: Program, final: Built, batches: Sequence[tuple[Tensor, ...]]
+) -> list[tuple[str, float | None]]:
+    """Layer by layer, by what the artifact's own runtime shows, else by a second build; none where that fails."""
+    assert final.run is not None
+    if (tap := getattr(shop.target, "tap", None)) is not None:
+        tapped = replace(final.artifact, facts={**final.artifact.facts, "literal": final.stands_in})
+        return layer_drift(teacher.program, program, lambda names, x: tap(tapped, names, x), final.run, batches)
+    fixed = shop.fixed(program)
+    with contextlib.suppress(TargetError), second_build(shop.target, fixed, shop.threads, shop.predict is None) as seen:
+        return layer_drift(teacher.program, fixed, seen, final.run, batches)
+    return []
 
 
 def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> Score | None:
