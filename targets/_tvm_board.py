@@ -94,6 +94,15 @@ def gpu_here(arch: str) -> bool:
     return bool(tvm.cuda().exist)
 
 
+ON_PHONE = (
+    "`build.sh` is for a computer with the Android NDK: `NDK=/path/to/ndk sh build.sh` links `model.so` for arm64. An",
+    "app brings it with TVM's runtime for arm64 (of the version in `manifest.json`, built with the same NDK), loads it",
+    "with `tvm::ffi::Module::LoadFromFile`, and calls `main` of the Relax virtual machine with the inputs in the order",
+    "of `model.json`. `selftest.py` and `run.py` need Python and TVM on the phone, which Android does not have.",
+)
+"""What the page beside objects for Android says."""
+
+
 def gpu_facts(gpu: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """For a manifest: what the library holds for the GPU, by its bytes, and its kernels."""
     tolerance = {"rtol": 2e-2, "atol": 1e-3} if dtype == "float16" else {"rtol": 1e-4, "atol": 1e-4}

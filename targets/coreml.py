@@ -130,6 +130,7 @@ class CoreMl(Target):
             "tools": status["tools"],
             "scales": scales,
             "tolerance": {"rtol": _TOLERANCE[self.dtype], "atol": _TOLERANCE[self.dtype]},
+            "on_device": [line.format(ios=self.ios) for line in _ON_DEVICE],
             "not_run_here": "Core ML itself, which needs macOS or iOS; the package's program was interpreted op by op",
         }
         return Artifact("coreml", folder, PACKAGE, tuple(notes), facts)
@@ -282,6 +283,11 @@ def _numbers(program: Program) -> list[str]:
     return found
 
 
+_ON_DEVICE = (
+    "In an app: add `model.mlpackage` to the Xcode project, or compile it with `xcrun coremlcompiler compile",
+    "model.mlpackage .`, and load it with `MLModelConfiguration.computeUnits = .all`, on iOS {ios} or later.",
+    "`selftest.py` and `run.py` need macOS and `pip install coremltools`; Xcode's performance report times it.",
+)
 _RULES: dict[OpOverload, QuantRule] = {
     aten.conv1d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),
     aten.conv2d.default: QuantRule(("input",), "weight", fuses=_CLAMPS),

@@ -147,6 +147,8 @@ class Tvm(Target):
             facts["tolerance"] = {"rtol": 0.05, "atol": 1e-4}  # another CPU may round one step the other way
         if gpu := found.get("gpu"):
             facts |= _tvm_board.gpu_facts(gpu, self.dtype)
+        if self.arch == "android":
+            facts["on_device"] = list(_tvm_board.ON_PHONE)
         return facts if not reason else facts | {"not_run_here": reason}
 
     def load(self, artifact: Artifact, threads: int = 1) -> Session | None:

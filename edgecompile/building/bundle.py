@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def _random(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 _DEVICE_STEPS = (
-    ("build.sh", "", "sh build.sh", "builds what must be built on the device"),
+    ("build.sh", "", "sh build.sh", "builds what is not built yet: its first lines say where"),
     ("check.sh", "selftest.sh", "sh selftest.sh", "hashes, golden outputs, latency without Python; writes result.json"),
     ("run.py", "selftest.py", "python selftest.py", "hashes, golden outputs, latency; writes result.json"),
 )
@@ -94,6 +94,8 @@ def _for_the_device(folder: Path, artifact: Artifact, facts: Mapping[str, Any]) 
         "`golden.npz` has inputs (`input:NAME`) and the outputs that they must give (`output:NAME`); `manifest.json`",
         "says how this was made, from which model, and the SHA-256 of every file.",
     ]
+    if told := artifact.facts.get("on_device"):
+        lines += ["", *cast("list[str]", told)]
     if reason := artifact.facts.get("not_run_here"):
         lines += ["", f"Not run on the machine that built it: {reason}"]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

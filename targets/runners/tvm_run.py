@@ -23,7 +23,7 @@ def load(folder: str | Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.n
     name = os.environ.get("TVM_DEVICE") or ("cuda" if "cuda" in model["libraries"] else "cpu")
     path, device = (Path(folder) / model["libraries"][name]).resolve(), tvm.device(name)
     if not path.exists():
-        raise SystemExit(f"{path} is not built yet: run `sh build.sh` on the device first")
+        raise SystemExit(f"{path} is not built yet: run `sh build.sh` first")
     if not device.exist:
         raise SystemExit(f"TVM {tvm.__version__} finds no device {name} here: TVM_DEVICE=cpu uses the CPU's library")
     run = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)["main"]
