@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -43,17 +43,21 @@ _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.cl
 class Onnx(Target):
     """An ONNX file with explicit Q/DQ for ONNX Runtime; weights beside it when they pass 2 GB.
 
-    `opset` is the version of the operator set.
+    `opset` is the version of the operator set. `npu=qnn` is for Snapdragon's NPU, by the QNN execution provider of ONNX
+    Runtime: Q/DQ as that takes it, and a note for what it would leave to the CPU.
     """
 
     name: ClassVar[str] = "onnx"
     saturates: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     opset: int = 20
+    npu: Literal["no", "qnn"] = "no"
 
     def quantizable(self) -> Mapping[OpOverload, QuantRule]:
         """What ONNX Runtime's CPU provider fuses into integer kernels, as counted in its optimised graphs."""
-        return _TABLE
+        from edgecompile.targets import _onnx_qnn
+
+        return _onnx_qnn.TABLE if self.npu == "qnn" else _TABLE
 
     def refuse(self, program: Program) -> list[str]:
         """Operators that have no ONNX form once torch's exporter has decomposed the program, all of them."""
@@ -114,7 +118,12 @@ class Onnx(Target):
             else:
                 (made / "model.onnx").write_bytes(_onnx_light.checked(model))
             (made / "run.py").write_bytes(text("onnx_run.py"))
-        return Artifact("onnx", folder, "model.onnx", tuple(notes), {"tolerance": _tolerance(program)})
+        facts: dict[str, object] = {"tolerance": _tolerance(program)}
+        if self.npu == "qnn":
+            from edgecompile.targets import _onnx_qnn
+
+            facts |= _onnx_qnn.told(model, notes)
+        return Artifact("onnx", folder, "model.onnx", tuple(notes), facts)
 
     def _exported(self, program: Program, aside: dict[str, Any] | None = None) -> onnx.ModelProto:
         """The model as torch exports it; of one past 2 GB, large weights are in `aside` where that is given."""
