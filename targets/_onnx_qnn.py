@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from edgecompile.target import QuantRule
 from edgecompile.targets._onnx_graph import Graph
+from edgecompile.targets.runners import text
 
 aten = torch.ops.aten
 _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
@@ -112,6 +113,13 @@ def told(model: onnx.ModelProto, said: list[str]) -> dict[str, object]:
         said.append("in half precision on the NPU: " + ", ".join(f"{n} {kind}" for kind, n in floats.items()))
     facts: dict[str, object] = {"npu": "qnn", "left_to_cpu": left, "in_floats": floats}
     return facts | {"not_run_here": _NOT_RUN, "on_device": list(_ON_DEVICE)}
+
+
+def run_py() -> bytes:
+    """The script beside the file, without the CPU's integer kernels: those of x86 before VNNI saturate, an NPU not."""
+    level = b"    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC\n"
+    place = b"    path = os.path.join"
+    return text("onnx_run.py").replace(place, level + place)
 
 
 def in_floats(model: onnx.ModelProto) -> dict[str, int]:

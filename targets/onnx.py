@@ -43,8 +43,7 @@ _CLAMPS = (aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.cl
 class Onnx(Target):
     """An ONNX file with explicit Q/DQ for ONNX Runtime; weights beside it when they pass 2 GB.
 
-    `opset` is the version of the operator set. `npu=qnn` is for Snapdragon's NPU, by the QNN execution provider of ONNX
-    Runtime: Q/DQ as that takes it, and a note for what it would leave to the CPU.
+    `opset` is the operator set. `npu=qnn` is for Snapdragon's NPU, by ONNX Runtime's QNN provider.
     """
 
     name: ClassVar[str] = "onnx"
@@ -123,6 +122,7 @@ class Onnx(Target):
             from edgecompile.targets import _onnx_qnn
 
             facts |= _onnx_qnn.told(model, notes)
+            (folder / "run.py").write_bytes(_onnx_qnn.run_py())
         return Artifact("onnx", folder, "model.onnx", tuple(notes), facts)
 
     def _exported(self, program: Program, aside: dict[str, Any] | None = None) -> onnx.ModelProto:
@@ -151,7 +151,7 @@ class Onnx(Target):
 
     def load(self, artifact: Artifact, threads: int = 1) -> Run:
         """The file in ONNX Runtime with so many threads, inputs and outputs bound once a shape."""
-        return Session(artifact.path, threads)
+        return Session(artifact.path, threads, literal=bool(artifact.facts.get("npu")))
 
     def reference(self, artifact: Artifact, threads: int = 1) -> Run:
         """The Q/DQ of the file taken literally, without kernels of integers, whose sums may saturate on this CPU."""
@@ -196,7 +196,7 @@ def _tolerance(program: Program) -> dict[str, float]:
 class Session:
     """An ONNX file in ONNX Runtime; callable with tensors, and `bound` gives the call that is timed.
 
-    `literal` leaves Q/DQ as it stands, without kernels of integers: ONNX Runtime 1.32 takes FP8 for them too.
+    `literal` leaves Q/DQ as it stands: the integer kernels take FP8 too, and saturate on x86 before VNNI.
     """
 
     def __init__(

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
@@ -23,7 +26,7 @@ from edgecompile.program import Program
 from edgecompile.target import Artifact
 from edgecompile.targets import _onnx_qnn
 from edgecompile.targets._onnx_graph import Graph
-from edgecompile.targets.onnx import Onnx, Session
+from edgecompile.targets.onnx import Onnx
 from tests.passes.test_quantize import CNN, DATA, TRANSFORMER, snr_db
 from tests.targets.qnn_cases import LEFT, TAKEN, integers
 
@@ -34,12 +37,14 @@ QNN = Onnx(npu="qnn")
 PROGRAMS = {"cnn": CNN, "transformer": TRANSFORMER}
 
 
-def emitted(program: Program, folder: Path, target: Onnx = QNN, text: str = "quantize") -> Artifact:
+def quantized(program: Program, target: Onnx = QNN) -> Program:
+    context = Context(program, target=target, calib=Arrays("noise", (DATA[id(program)],), batch_size=16))
+    return PassManager(parse("quantize(reduce_range=no)", PASSES)).run(program, context)[0]
+
+
+def emitted(program: Program, folder: Path, target: Onnx = QNN) -> Artifact:
     folder.mkdir(exist_ok=True)
-    calib = Arrays("noise", (DATA[id(program)],), batch_size=16)
-    context = Context(program, target=target, calib=calib)
-    made = PassManager(parse(text, PASSES)).run(program, context)[0] if text else program
-    return target.emit(made.specialised(1), folder, {})
+    return target.emit(program.specialised(1), folder, {})
 
 
 def left_by_qnn(model: onnx.ModelProto, folder: Path) -> set[str]:
@@ -101,7 +106,8 @@ def test_the_provider_takes_and_leaves_the_same(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_integers_stand_in_node_units_and_equal_the_program_on_the_cpu(name: str, tmp_path: Path) -> None:
     program = PROGRAMS[name]
-    artifact = emitted(program, tmp_path / "one")
+    made = quantized(program)
+    artifact = emitted(made, tmp_path / "one")
     model = onnx.load(str(artifact.path))
     graph = Graph(model)
     assert artifact.facts["left_to_cpu"] == {}
@@ -115,20 +121,28 @@ def test_integers_stand_in_node_units_and_equal_the_program_on_the_cpu(name: str
             assert stored.data_type != TensorProto.INT8 or not graph.value(node.input[2]).any()  # type: ignore[union-attr]
     assert bool(artifact.facts["in_floats"]) == (name == "transformer")
     x = DATA[id(program)][:1]
-    assert snr_db(program(x)[0], Session(artifact.path)((x,))[0]) > 15
-    assert emitted(program, tmp_path / "two").path.read_bytes() == artifact.path.read_bytes()
+    run = QNN.load(artifact)
+    assert snr_db(program(x)[0], run((x,))[0]) > 15
+    assert snr_db(made(x)[0], run((x,))[0]) > 30, "as Q/DQ says, saturated nowhere"
+    np.savez(tmp_path / "in.npz", **{f"input:{program.input_names[0]}": x.numpy()})
+    command = [sys.executable, "run.py", str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    subprocess.run(command, cwd=artifact.folder, check=True, timeout=60)
+    with np.load(tmp_path / "out.npz") as stored:
+        assert np.array_equal(stored[stored.files[0]], run((x,))[0].numpy())
+    assert emitted(quantized(program), tmp_path / "two").path.read_bytes() == artifact.path.read_bytes()
 
 
 @has_qnn
-@pytest.mark.parametrize("text", ["", "quantize"])
+@pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("name", list(PROGRAMS))
-def test_the_provider_takes_what_the_ledger_says(name: str, text: str, tmp_path: Path) -> None:
+def test_the_provider_takes_what_the_ledger_says(name: str, integer: bool, tmp_path: Path) -> None:
     for target in (QNN, Onnx()):
-        model = onnx.load(str(emitted(PROGRAMS[name], tmp_path / target.npu, target, text).path))
+        program = quantized(PROGRAMS[name], target) if integer else PROGRAMS[name]
+        model = onnx.load(str(emitted(program, tmp_path / target.npu, target).path))
         left = {n.partition("/MatMulAddFusion")[0] for n in left_by_qnn(model, tmp_path / target.npu)}
         found = set(_onnx_qnn.ledger(model))
         assert found <= left
-        assert bool(found) == bool(left) == (target.npu == "no" and bool(text))
+        assert bool(found) == bool(left) == (target.npu == "no" and integer)
         kinds = {n.op_type for n in model.graph.node if n.name in found}
         assert not found or kinds & {"Gemm", "MatMul"}
 
