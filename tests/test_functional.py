@@ -90,7 +90,7 @@ def test_paddings_in_words_become_numbers(
     kernel, dilation = (tuple(a[i] for a in axes) for i in (0, 1))
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(axes) - 1]
     module = nn.Sequential(layer(2, 4, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)).eval()
-    x = torch.randn(2, 2, *(9 + a for a in range(len(axes))))
+    x = torch.randn(2, 2, *(10 + a for a in range(len(axes))))  # the widest kernel spans ten
     exported = export(module, (x,)).module()
     assert isinstance(exported, torch.fx.GraphModule)
     number_paddings(exported)
