@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,15 @@ settings.load_profile("shared")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores; torch is not imported yet
 
 ONE_RUNTIME = ("onnx@host",)
+LIMIT_S = float(os.environ.get("EDGECOMPILE_TEST_LIMIT_S", "inf"))
+STARTED = time.monotonic()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Tests that are not reached in the time that continuous integration gives are skipped, and counted as such."""
+    if time.monotonic() - STARTED > LIMIT_S:
+        pytest.skip(f"not run: {LIMIT_S / 60:g} minutes are up")
 
 
 @pytest.fixture(scope="session", autouse=True)
