@@ -18,13 +18,13 @@ from torch import Tensor, nn
 import edgecompile
 from edgecompile.building.bundle import golden_inputs
 from edgecompile.data import Arrays, digest_of
-from edgecompile.errors import InputError, OutputError, SpecError, Unsupported
+from edgecompile.errors import InputError, OutputError, SpecError, TargetError, Unsupported
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.program import Program, attribute
 from edgecompile.report import Report
 from edgecompile.report.json_form import json_schema
 from edgecompile.store import Cache, file_hash, verifies
-from edgecompile.target import Artifact
+from edgecompile.target import Artifact, Run, Target
 from edgecompile.targets.onnx import Onnx
 from edgecompile.teacher import Teacher
 from edgecompile.verify import DRIFT_DB, first_drift, layer_drift, output_errors
@@ -448,3 +448,33 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a file is where a folder is needed"):
         edgecompile.build("digits", out=str(tmp_path / "o"))
     assert (tmp_path / "o").read_text() == "mine"
+
+
+@dataclass(frozen=True)
+class OneOutput(Target):
+    """ONNX for a runtime that shows no inner values and takes one output alone."""
+
+    name: ClassVar[str] = "one_output"
+
+    def emit(self, program: Program, folder: Path, metadata: Mapping[str, str]) -> Artifact:
+        """Write the file, of a program with one output."""
+        if len(program.output_names) > 1:
+            raise TargetError(f"{self.name}: two outputs")
+        return Onnx().emit(program, folder, metadata)
+
+    def load(self, artifact: Artifact, threads: int = 1) -> Run:
+        """The file in ONNX Runtime."""
+        return Onnx().load(artifact, threads)
+
+
+def test_layers_that_cannot_be_compared_are_told(built: Built, tmp_path: Path) -> None:
+    teacher = small_teacher(built.folder)
+    x = torch.from_numpy(np.load(built.folder / "eval.npz")["x"])
+    made = Teacher("mine", teacher.program, teacher.digest, evaluate=Arrays("mine", (x,)))
+    report = edgecompile.build(
+        made, target=OneOutput(), passes=[Turned(keep="always")], out=str(tmp_path / "o"),
+        cache=Cache(built.folder / "cache"),
+    )  # fmt: skip
+    assert report.verify is not None
+    assert report.verify.layers == ()
+    assert "layers were not compared: one_output: two outputs" in report.notes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,10 @@ from edgecompile.building import bundle, predicted
 from edgecompile.building.contest import contest
 from edgecompile.building.rows import figure_of, promised, ratio_of, rounds_of, row_of
 from edgecompile.building.signals import too_late
-from edgecompile.building.tapped import second_build
 from edgecompile.building.verdicts import codes_of, drop_budget, latency_answer, latency_budget, size_budget
+from edgecompile.building.verified import verified
 from edgecompile.building.workshop import Built, Workshop
 from edgecompile.data import Dataset
-from edgecompile.errors import TargetError
 from edgecompile.measure import Samples, fingerprint, machine, settle
 from edgecompile.pass_manager import Step
 from edgecompile.program import Program
@@ -27,23 +25,17 @@ from edgecompile.report import (
     Decision,
     Figure,
     InputSpec,
-    LayerDrift,
     Model,
     Report,
     Score,
-    Verify,
     render_html,
 )
 from edgecompile.store import file_hash, point, prune, seal, stage, unpoint, write_atomic, writing
 from edgecompile.teacher import Teacher
-from edgecompile.verify import DRIFT_DB, first_drift, layer_drift, output_errors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edgecompile.building.jobs import Job
 
-_KEPT_LAYERS = 200
 _DRIFT_BATCHES = 8
 
 
@@ -103,7 +95,8 @@ def finish(
     }
     shop.tell("verifying", 0, 1)
     batches = bundle.batches(fixed, evaluate, _DRIFT_BATCHES) or [golden]
-    verify = _verified(teacher, shop, program, final, batches, code, steps)
+    said: list[str] = []
+    verify = verified(teacher, shop, program, final, batches, code, steps, said)
     shop.tell("publishing", 0, 1)
     shown = _shown(job, code)
     sealed, files = _sealed(out, shown, final, fixed, golden, facts)
@@ -136,7 +129,14 @@ def finish(
         decisions=_decisions(shop, chosen, why, won.decisions),
         notes=tuple(
             dict.fromkeys(
-                (*teacher.program.notes, *teacher.notes, *won.notes, *_artifact_notes(final), *_data_notes(evaluate))
+                (
+                    *teacher.program.notes,
+                    *teacher.notes,
+                    *won.notes,
+                    *_artifact_notes(final),
+                    *said,
+                    *_data_notes(evaluate),
+                )
             )
         ),
         preprocessing=portable(teacher.preprocessing),
@@ -212,43 +212,6 @@ def _sealed(
             for kind, p in files.items()
         )
         return seal(folder, out), told
-
-
-def _verified(
-    teacher: Teacher,
-    shop: Workshop,
-    program: Program,
-    final: Built,
-    batches: Sequence[tuple[Tensor, ...]],
-    code: int,
-    steps: Sequence[Step],
-) -> Verify | None:
-    """Errors over the evaluation data; layer by layer when the outputs drift or the accuracy budget is missed."""
-    if final.found is None or shop.teacher is None:
-        return None
-    found = output_errors(final.found, shop.teacher)
-    only_exact = all(all(p.exact for p in s.passes) for s in steps if s.kept and s.changed)
-    limit = 60.0 if only_exact else DRIFT_DB
-    drifts = found.snr_db is not None and not found.snr_db >= limit
-    layers: list[tuple[str, float | None]] = []
-    if (drifts or code == errors.ACCURACY) and final.run is not None:
-        layers = _layers(teacher, shop, program, final, batches)
-    rows = tuple(LayerDrift(name, db) for name, db in layers[:_KEPT_LAYERS])
-    return Verify(found.samples, found.max_abs, found.mean_abs, found.snr_db, first_drift(layers, limit), rows)
-
-
-def _layers(
-    teacher: Teacher, shop: Workshop, program: Program, final: Built, batches: Sequence[tuple[Tensor, ...]]
-) -> list[tuple[str, float | None]]:
-    """Layer by layer, by what the artifact's own runtime shows, else by a second build; none where that fails."""
-    assert final.run is not None
-    if (tap := getattr(shop.target, "tap", None)) is not None:
-        tapped = replace(final.artifact, facts={**final.artifact.facts, "literal": final.stands_in})
-        return layer_drift(teacher.program, program, lambda names, x: tap(tapped, names, x), final.run, batches)
-    fixed = shop.fixed(program)
-    with contextlib.suppress(TargetError), second_build(shop.target, fixed, shop.threads, shop.predict is None) as seen:
-        return layer_drift(teacher.program, fixed, seen, final.run, batches)
-    return []
 
 
 def _score(job: Job, shop: Workshop, final: Built, evaluate: Dataset | None) -> Score | None:
