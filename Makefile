@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 .PHONY: demo test slow lint bench clean
 
 demo: $(READY)
-	$(BIN)/edgecompile build efficientnet_lite0 --target host --max-latency 70% --max-drop 3pp --out out/demo
+	$(BIN)/edgecompile build efficientnet_lite0 --target host --max-latency 85% --max-drop 3pp --out out/demo
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
