@@ -225,6 +225,7 @@ def small_teacher(folder: Path) -> Teacher:
     return load(str(folder / "net.py") + ":net")
 
 
+@pytest.mark.slow
 def test_a_teacher_object_and_pass_objects_can_be_given(built: Built, tmp_path: Path) -> None:
     teacher = small_teacher(built.folder)
     data = np.load(built.folder / "eval.npz")
@@ -467,6 +468,7 @@ class OneOutput(Target):
         return Onnx().load(artifact, threads)
 
 
+@pytest.mark.slow
 def test_layers_that_cannot_be_compared_are_told(built: Built, tmp_path: Path) -> None:
     teacher = small_teacher(built.folder)
     x = torch.from_numpy(np.load(built.folder / "eval.npz")["x"])

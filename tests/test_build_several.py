@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_two_artifacts_and_one_that_is_not_there(folder: Path) -> None:
     """Budgets bind the primary artifacts; a missing toolchain is said, and the others are built."""
     ended = warm.start(folder, deployed, str(folder)).wait()

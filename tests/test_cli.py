@@ -168,6 +168,7 @@ def test_a_dry_run_prints_the_pipeline_and_writes_nothing(folder: Path) -> None:
     assert not (folder / "dry").exists()
 
 
+@pytest.mark.slow
 def test_dump_writes_one_numbered_text_a_pass(folder: Path) -> None:
     ended = warm.cli(folder, *NET, "--pipeline", "", "--out", "dumped", "--dump", "texts", "--verbose").wait()
     assert ended.code == 0

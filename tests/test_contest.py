@@ -112,6 +112,7 @@ def _choice(report: Report) -> Decision:
     return found
 
 
+@pytest.mark.slow
 def test_the_slower_one_is_told_and_not_taken(teacher: Teacher, rival: Any, tmp_path: Path) -> None:
     report = _built(teacher, rival(Slow), tmp_path)
     choice = _choice(report)
@@ -122,6 +123,7 @@ def test_the_slower_one_is_told_and_not_taken(teacher: Teacher, rival: Any, tmp_
     assert (tmp_path / "out/both/model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_a_recorded_choice_is_replayed(teacher: Teacher, rival: Any, tmp_path: Path) -> None:
     report = _built(teacher, rival(Slow), tmp_path)
     body = json.loads((tmp_path / "out/report.json").read_text())
@@ -151,6 +153,7 @@ def test_who_cannot_win_is_a_note(teacher: Teacher, rival: Any, tmp_path: Path, 
     assert "onnx" in [f.kind for f in report.artifacts]
 
 
+@pytest.mark.slow
 def test_host_weighs_tvm(teacher: Teacher, tmp_path: Path) -> None:
     """The real pair: whichever wins, its bundle verifies, and both figures are in the report."""
     from edgecompile.building.check import check

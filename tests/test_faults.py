@@ -249,6 +249,7 @@ def test_a_full_disk(own: Path, prepared: Prepared, tmpfs: Path) -> None:
     assert not list(tmpfs.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_two_builds_into_one_folder(own: Path, prepared: Prepared) -> None:
     first = warm.cli(own, "build", "net.py:net", "--out", "o", *KEPT)
     first.reaches("exact passes")

@@ -19,6 +19,7 @@ from edgecompile.matrix import parent
 from edgecompile.matrix.ledger import Ledger, Row
 from edgecompile.matrix.parent import Limits, run
 
+pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "edgecompile", "bench", "matrix"]
 TINY = ("--only", "digits", "--targets", "onnx@host")
 OWN = '''

@@ -246,6 +246,7 @@ def test_a_model_is_not_faster_than_itself() -> None:
     assert verdicts.count("same") >= 190
 
 
+@pytest.mark.slow
 def test_five_percent_is_found() -> None:
     slower = [verdict(ratio(*synthetic(seed, 1.05))) for seed in range(200)]
     faster = [verdict(ratio(*synthetic(seed, 0.95))) for seed in range(200)]
@@ -486,6 +487,7 @@ def test_vectors_that_cannot_be_paired(compare: Callable[..., object]) -> None:
             compare(one, two)
 
 
+@pytest.mark.slow
 def test_coverage_of_paired_scores() -> None:
     rng = np.random.default_rng(0)
     hits = bounded = 0

@@ -97,6 +97,7 @@ def test_bench_fit_prints_what_is_shipped(tmp_path: Path, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["galaxy-s24"])
+@pytest.mark.slow
 def test_bench_validate_prints_what_is_shipped(tmp_path: Path, device: str) -> None:
     lines = cli(tmp_path, "validate", "--json", "--device", device)
     near(lines, [line for line in validation.table()["lines"] if line["fit"] == device])
@@ -142,6 +143,7 @@ def test_known_parameters_come_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a100", "galaxy-s24", "iphone-12"])
+@pytest.mark.slow
 def test_one_wild_row_moves_little(name: str) -> None:
     data = calibration(fit=name)
     before = fit(data)

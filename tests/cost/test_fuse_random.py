@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import fx, nn
 
@@ -63,6 +64,7 @@ def test_every_call_that_computes_is_in_exactly_one_operator(recipe: Recipe) -> 
 
 @given(recipe=recipes())
 @RANDOM
+@pytest.mark.slow
 def test_a_batch_is_the_sample_times_its_size(recipe: Recipe) -> None:
     program = captured(recipe)[1]
     static = workload(program.specialised(3))

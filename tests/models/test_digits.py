@@ -49,6 +49,7 @@ def test_splits_share_no_picture() -> None:
     assert torch.equal(x[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3), x)
 
 
+@pytest.mark.slow
 def test_the_training_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits.main(["--epochs", "1", "--out", str(tmp_path / "digits.safetensors")])
     printed = capsys.readouterr().out

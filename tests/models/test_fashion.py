@@ -66,6 +66,7 @@ def test_weights_fit() -> None:
 
 
 @pytest.mark.skipif(not fashion.FOLDER.is_dir(), reason="Debian package dataset-fashion-mnist absent")
+@pytest.mark.slow
 def test_the_committed_weights() -> None:
     teacher = fashion.teacher()
     assert teacher.evaluate is not None

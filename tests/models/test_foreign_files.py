@@ -80,6 +80,7 @@ def test_a_missing_storage_is_one_line(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_an_exported_program_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = makers.Small().eval()

@@ -174,6 +174,7 @@ def test_batch_stays_dynamic_and_interface_and_input_program_are_kept() -> None:
     assert str(CNN) == before
 
 
+@pytest.mark.slow
 def test_same_data_same_program() -> None:
     for calibration in ("min_max", "mse"):
         first, again = (quantized(f"calibration={calibration}")[0] for _ in range(2))
@@ -183,6 +184,7 @@ def test_same_data_same_program() -> None:
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
 @given(recipe=recipes(2), calibration=st.sampled_from(CALIBRATIONS))
+@pytest.mark.slow
 def test_random_networks_keep_their_interface_and_are_quantized_once(recipe: Recipe, calibration: str) -> None:
     program = Program.capture(build(recipe), (example(),))
     program, _ = PassManager(parse(", ".join(EXACT), PASSES)).run(program, Context(program))
@@ -427,6 +429,7 @@ def test_bias_correction_brings_the_mean_back() -> None:
     assert (corrected(data)[0].mean(0) - wanted).abs().mean() < 0.7 * (plain(data)[0].mean(0) - wanted).abs().mean()
 
 
+@pytest.mark.slow
 def test_nothing_of_the_libraries_reaches_the_terminal() -> None:
     code = (
         "from edgecompile.passes import quantize, _observers, _calibrate\n"

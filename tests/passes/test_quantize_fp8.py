@@ -256,6 +256,7 @@ def test_a_saved_program_is_the_same(tmp_path: Path) -> None:
 
 @has_rtx
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_build_makes_an_engine_and_scores_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_user_files(tmp_path)

@@ -56,6 +56,7 @@ def test_the_division_goes_into_a_norm_that_nobody_else_reads_and_else_becomes_o
 
 @given(st.booleans(), st.sampled_from([1.0, 20.0, 300.0]), st.integers(0, 20))
 @settings(max_examples=15)
+@pytest.mark.slow
 def test_the_float_function_stays(residual: bool, outlier: float, seed: int) -> None:
     program = block(residual, outlier, seed=seed)
     after, _ = smoothed(program, seed + 1)

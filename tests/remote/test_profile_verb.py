@@ -40,6 +40,7 @@ def typed(folder: Path, config: Path | None, *arguments: str) -> subprocess.Comp
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_board_is_profiled_and_the_record_kept(server: Server, tmp_path: Path) -> None:
     write_artifact(tmp_path / "built")
     config = server.folder / "ssh_config"
@@ -55,6 +56,7 @@ def test_a_board_is_profiled_and_the_record_kept(server: Server, tmp_path: Path)
     assert body["certified"] or any(note.startswith("nothing was learnt for rpi5: ") for note in body["notes"])
 
 
+@pytest.mark.slow
 def test_this_machine(tmp_path: Path) -> None:
     write_artifact(tmp_path / "built")
     done = typed(tmp_path, None, "built", "--rounds", "10", "--json")

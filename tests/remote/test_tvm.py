@@ -20,6 +20,7 @@ from edgecompile.errors import DEVICE_LOST, DeviceLost, InputError, Refused, Tar
 from edgecompile.remote import Measured, profile
 from edgecompile.remote.address import parse_address
 
+pytestmark = pytest.mark.slow
 SIZE = 1024
 _BUILD = """
 import sys
@@ -141,7 +142,6 @@ def test_a_library_on_a_server(farm: Farm, artifact: Path) -> None:
     assert found.rows == ()
 
 
-@pytest.mark.slow
 def test_a_server_is_killed_in_the_middle(farm: Farm, artifact: Path) -> None:
     """The job still ends, on the other server, and with rounds of that one alone."""
     farm.serve("pair")
@@ -161,7 +161,6 @@ def test_a_server_is_killed_in_the_middle(farm: Farm, artifact: Path) -> None:
     assert note.startswith("a server was lost after 3 of 10 rounds")
 
 
-@pytest.mark.slow
 def test_the_only_server_is_killed(farm: Farm, artifact: Path) -> None:
     farm.serve("single")
     farm.ready("single", 1)
@@ -195,7 +194,6 @@ def test_a_library_for_another_processor(farm: Farm, artifact: Path, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 def test_a_library_that_crashes_the_server(farm: Farm, artifact: Path, tmp_path: Path) -> None:
     """Only one server is given to it."""
     farm.serve("victims")

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jsonschema  # type: ignore[import-untyped]
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -111,6 +112,7 @@ class Tags(HTMLParser):
 
 @quick
 @given(REPORTS)
+@pytest.mark.slow
 def test_the_page_is_well_formed_and_holds_no_foreign_tag(report: Report) -> None:
     page = render_html(report)
     tags = Tags(page)

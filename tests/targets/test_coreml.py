@@ -79,6 +79,7 @@ def test_the_package_equals_eager(name: str, dtype: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("recipe", RANDOM, ids=lambda r: r.blocks[0][0])
+@pytest.mark.slow
 def test_random_networks_equal_eager(recipe: Recipe, tmp_path: Path) -> None:
     program = Program.capture(build(recipe), (example(),))
     loaded = Interpreted(packaged(program, tmp_path / "work", "fp32"))

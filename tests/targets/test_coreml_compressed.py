@@ -112,6 +112,7 @@ def test_decoded_weights_are_the_programs(text: str, zeros: float, dtype: str, f
 
 @pytest.mark.parametrize("ios", ["16", "17"])
 @pytest.mark.parametrize("text", ["compress_weights(smallest=64)", "palettize(smallest=64, bits=3)"])
+@pytest.mark.slow
 def test_older_systems_get_the_forms_they_have(text: str, ios: str, tmp_path: Path) -> None:
     program = passed(text, network())
     assert CoreMl(ios=ios).refuse(program) == []
@@ -120,6 +121,7 @@ def test_older_systems_get_the_forms_they_have(text: str, ios: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ios", ["16", "18"])
+@pytest.mark.slow
 def test_pruned_float_weights_are_stored_sparse(ios: str, tmp_path: Path) -> None:
     program, whole = network(0.8).specialised(1), network().specialised(1)
     package = packaged(program, tmp_path / "work", "fp16", ios)
@@ -137,6 +139,7 @@ def stored_bits(mil: MilProgram, key: str) -> set[str]:
     return {v.dtype if isinstance(v, Const) else known[v.name] for v in values}
 
 
+@pytest.mark.slow
 def test_numbers_take_the_bits_that_were_asked_for(tmp_path: Path) -> None:
     for text, key, wanted in (
         ("compress_weights(smallest=64, dtype=int4, group=4)", "data", {"INT4"}),

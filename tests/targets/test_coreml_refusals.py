@@ -24,6 +24,7 @@ from tests.targets.coreml_nets import IMAGE, Small, captured, noise
 RUNNER = Path(_coreml_convert.__file__).parent / "runners" / "coreml_run.py"
 
 
+@pytest.mark.slow
 def test_every_unsupported_operator_is_listed_with_its_layer(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

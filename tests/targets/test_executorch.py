@@ -81,6 +81,7 @@ def test_a_file_equals_eager(name: str, tmp_path: Path) -> None:
         assert far(session(inputs), program(*inputs)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_outputs_of_a_run_outlive_the_next(tmp_path: Path) -> None:
     program = small_cnn().specialised(2)
     _, session = emitted(program, tmp_path)

@@ -201,6 +201,7 @@ def test_networks_equal_eager_and_every_function_has_a_rule(name: str, tmp_path:
     assert artifact.notes == ()
 
 
+@pytest.mark.slow
 def test_the_factor_of_a_sum_is_not_lost(tmp_path: Path) -> None:
     """TVM's own importer leaves `alpha` of add, sub and rsub out."""
 

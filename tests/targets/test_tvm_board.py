@@ -22,7 +22,7 @@ from edgecompile.program import Program
 from edgecompile.targets.tvm import Tvm
 
 pytest.importorskip("tvm")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 Find = Callable[[str, str], str]
 
 
@@ -155,7 +155,6 @@ def test_reasons_why_it_cannot_run(made: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (9, "selftest.sh: not the files that were built: cpu/model.so run.py \n")
 
 
-@pytest.mark.slow
 def test_run_py_uses_the_cpus_library_where_it_is_told_to(made: Path) -> None:
     environment = {"PATH": HERE, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "run.py", "golden.npz", "out.npz"]
@@ -172,7 +171,6 @@ def test_the_scripts_are_portable(made: Path, apt_tool: Find) -> None:
     subprocess.run([shellcheck, *map(str, sorted(made.glob("*.sh")))], check=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["aarch64", "sm_87"])
 def test_the_selftest_passes_under_qemu_and_a_flipped_golden_output_fails(
     arch: str, tmp_path: Path, aarch64: dict[str, str]

@@ -191,6 +191,7 @@ def test_the_largest_sums_are_exact(machine: str) -> None:
 
 @settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1))
+@pytest.mark.slow
 def test_sums_next_to_a_tie_are_rounded_as_in_float64(seed: int) -> None:
     """Multipliers that put some sum as near to half a step as float32 can, exact ties too, over 512 channels."""
     random = np.random.default_rng(seed)
@@ -211,6 +212,7 @@ def test_sums_next_to_a_tie_are_rounded_as_in_float64(seed: int) -> None:
 
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["best", "avx2", "plain"]))
+@pytest.mark.slow
 def test_layers_of_any_scales_equal_integers(seed: int, machine: str) -> None:
     random = np.random.default_rng(seed)
     grids = [

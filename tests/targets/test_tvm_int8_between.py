@@ -33,6 +33,7 @@ class Two(nn.Module):
 
 @settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([torch.relu, lambda x: x]))
+@pytest.mark.slow
 def test_a_sum_equals_fixed_point(seed: int, act: Any) -> None:
     random = np.random.default_rng(seed)
     a, b, out = (Grid(float(np.exp(random.uniform(-4, 0))), int(random.integers(0, 256))) for _ in range(3))

@@ -141,6 +141,7 @@ def test_sdot_gives_the_same_integers_under_qemu(
         assert (subprocess.run(command).returncode == 0) == (shift == 0)
 
 
+@pytest.mark.slow
 def test_what_runs_in_floats_between_integers_is_told(tmp_path: Path) -> None:
     """A pool to 2x2 has no integer form: it is no secret."""
 
