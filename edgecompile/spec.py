@@ -215,6 +215,14 @@ def parse_latency(text: str) -> Latency:
     return Latency(text, number * _DURATION_MS[match[3]], None, quantile)
 
 
+def parse_duration(text: str, where: str) -> float:
+    """`20m`, `90s` or `1h` in seconds; raises `SpecError` that begins with `where`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise SpecError(f"{where} {text!r}: expected a time such as 20m, 90s or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def parse_drop(text: str) -> float:
     """`1pp` or `1%`, both percent points of the score, as a number."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(pp|%)\s*", text)

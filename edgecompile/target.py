@@ -87,6 +87,10 @@ class Target(ABC):
         """Every reason why this program cannot be emitted, each with node, layer and operator; none when it can."""
         return []
 
+    def tuning(self, text: str) -> Target:
+        """The target that measures kernels for so long (`20m`) while it emits, where it can on this machine."""
+        return self
+
     def reads(self) -> tuple[Path, ...]:
         """Files, named in the options, whose content goes into what is emitted."""
         return ()

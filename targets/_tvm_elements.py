@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgecompile.targets import _tvm_tir as tir
+from edgecompile.targets._tvm_choice import Task, Tile
 from edgecompile.targets._tvm_steps import simplified
 from edgecompile.targets._tvm_tir import Block
 from edgecompile.targets._tvm_transpose import square
@@ -17,11 +18,13 @@ class Simd:
     """Vector lanes of 32 bits and vector registers of a CPU, and its instruction for dot products of integers.
 
     `vnni` is unsigned by signed words of four, `sdot` signed words of four, `pairs` pairs of 16 bits; '' is none.
+    `tuned` are tiles that were measured.
     """
 
     lanes: int
     registers: int
     dot: Literal["", "vnni", "sdot", "pairs"] = ""
+    tuned: tuple[tuple[Task, Tile], ...] = ()
 
     @property
     def signed(self) -> bool:

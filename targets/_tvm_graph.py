@@ -86,9 +86,20 @@ def fused(module: Any, target: Any, *legalize: Any) -> Any:
 
 def lowered(module: Any, target: Any, simd: Simd) -> tuple[Any, list[Function]]:
     """Functions fused and scheduled by our rules, with the list of all functions."""
-    from tvm import relax, tirx
+    return with_code(summed(module, target, simd), simd)
 
-    module = fused(module, target, relax.transform.LegalizeOps(legalizers(simd)))
+
+def summed(module: Any, target: Any, simd: Simd) -> Any:
+    """The program as fused functions of our own tensor expressions, without code."""
+    from tvm import relax
+
+    return fused(module, target, relax.transform.LegalizeOps(legalizers(simd)))
+
+
+def with_code(module: Any, simd: Simd) -> tuple[Any, list[Function]]:
+    """The functions as our rules schedule them, with the list of all functions."""
+    from tvm import tirx
+
     calls = _calls(module)
     found = []
     for name, function in module.functions_items():

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from edgecompile.targets._tvm_choice import Task, Tile, choose
 from edgecompile.targets._tvm_elements import Simd
 from edgecompile.targets._tvm_te import column, extent
 from edgecompile.targets._tvm_te import packed as by_tiles
-from edgecompile.targets._tvm_tiles import Tile, choose
 
 INTEGERS = ("uint8", "int8")
 _FUSES = 4
@@ -49,14 +49,10 @@ def word(simd: Simd) -> int:
     return {"pairs": 2, "": 1}.get(simd.dot, 4)
 
 
-def best(rows: int, columns: int, simd: Simd) -> Tile:
-    """The tile of an integer contraction: whole vectors, of which the last overlaps, where there is one at all."""
-    return choose(rows, max(columns // simd.lanes * simd.lanes, min(columns, simd.lanes)), simd)
-
-
-def marks(tile: Tile, simd: Simd) -> dict[str, Any]:
+def marks(tile: Tile, simd: Simd, groups: int = 1) -> dict[str, Any]:
     """What the generator reads of an integer contraction's block."""
-    return {"edge.rows": tile.rows, "edge.vectors": tile.vectors, "edge.tile_axis": 0, "edge.dot": 1}
+    fixed = {"edge.fixed": 1} if groups > 1 else {}
+    return {"edge.rows": tile.rows, "edge.vectors": tile.vectors, "edge.tile_axis": 0, "edge.dot": 1} | fixed
 
 
 def conv2d(builder: Any, call: Any, simd: Simd) -> Any:
@@ -79,11 +75,12 @@ def conv2d(builder: Any, call: Any, simd: Simd) -> Any:
             relax.const(taps(weight[:, :, 0, :], simd)), primfunc_name_hint="int8_depthwise",
             primfunc_attrs={"op_pattern": _FUSES},
         )  # fmt: skip
-    tile = best(out[1], columns, simd)
+    depth = int(np.prod(weight.shape[:3]))
+    tile = choose(Task("int8", out[1], columns, depth), simd)
     if groups > 1:
         inner = columns // groups
         vectors = max(v for v in range(1, tile.vectors + 1) if inner % (v * simd.lanes) == 0)
-        tile = best(out[1], vectors * simd.lanes, simd)
+        tile = choose(Task("int8", out[1], vectors * simd.lanes, depth), simd)
     return builder.call_te(
         lambda a, k: _contracted(a, k, shape, groups, strides, dilation, tile, simd), x,
         relax.const(packed(weight, tile, simd)), primfunc_name_hint="int8_conv2d",
@@ -105,7 +102,7 @@ def _contracted(x: Any, k: Any, shape: Any, groups: int, strides: Any, dilation:
         value = x[i, y * strides[0] + ry * dilation[0], z * strides[1] + rx * dilation[1], channel]
         return te.sum(value.astype("int32") * k[at, ry, rx, rc, lane * 4 + part].astype("int32"), axis=axes)
 
-    return te.compute(shape, cell, name="int8_conv2d", attrs=marks(tile, simd))
+    return te.compute(shape, cell, name="int8_conv2d", attrs=marks(tile, simd, groups))
 
 
 def _depthwise(x: Any, k: Any, shape: Any, kernel: Any, strides: Any, dilation: Any, simd: Simd) -> Any:
@@ -133,7 +130,7 @@ def matmul(builder: Any, call: Any, simd: Simd) -> Any:
     flat = len(size) > 2 and size[-2] < total
     if flat:
         x = builder.emit(relax.op.reshape(x, (total, size[-1])))
-    tile = best(total, weight.shape[1], simd)
+    tile = choose(Task("int8", total, weight.shape[1], weight.shape[0]), simd)
     made = builder.call_te(
         lambda a, k: _linear(a, k, weight.shape[1], tile, simd), x, relax.const(packed(weight, tile, simd)),
         primfunc_name_hint="int8_linear", primfunc_attrs={"op_pattern": _FUSES},

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from edgecompile.targets import _tvm_int8_ops as int8
+from edgecompile.targets._tvm_choice import Task, Tile, choose
 from edgecompile.targets._tvm_elements import Simd
 from edgecompile.targets._tvm_pools import FUSES, pad, pool, rounded
 from edgecompile.targets._tvm_te import column, constant, default, extent, packed, padded, shape, starts
-from edgecompile.targets._tvm_tiles import Tile, choose
 
 Legalizer = Callable[[Any, Any], Any]
 
@@ -28,9 +28,10 @@ def legalizers(simd: Simd) -> dict[str, Legalizer]:
     }
 
 
-def marks(tile: Tile, axis: int = 0) -> dict[str, Any]:
-    """What the generator reads of a contraction's block."""
-    return {"edge.rows": tile.rows, "edge.vectors": tile.vectors, "edge.tile_axis": axis}
+def marks(tile: Tile, axis: int = 0, groups: int = 1) -> dict[str, Any]:
+    """What the generator reads of a contraction's block; tiles of groups must not cross them and are left alone."""
+    fixed = {"edge.fixed": 1} if groups > 1 else {}
+    return {"edge.rows": tile.rows, "edge.vectors": tile.vectors, "edge.tile_axis": axis} | fixed
 
 
 def _conv2d(builder: Any, call: Any, simd: Simd) -> Any:
@@ -56,10 +57,11 @@ def _conv2d(builder: Any, call: Any, simd: Simd) -> Any:
     weights, groups = _merged(weights, groups, simd)
     out = extent(size[2], weights.shape[1], pads[1] + pads[3], strides[1], dilation[1])
     columns = weights.shape[3] // groups
-    tile = choose(out, columns, simd)
+    depth = int(np.prod(weights.shape[:3]))
+    tile = choose(Task("float", out, columns, depth), simd)
     if groups > 1:
         vectors = max(v for v in range(1, tile.vectors + 1) if columns % (v * simd.lanes) == 0)
-        tile = choose(out, vectors * simd.lanes, simd)
+        tile = choose(Task("float", out, vectors * simd.lanes, depth), simd)
     return builder.call_te(
         lambda a, k: _contracted(a, k, groups, weights.shape[3], tile, *args), x,
         relax.const(packed(weights, tile.vectors * simd.lanes)), primfunc_name_hint="conv2d",
@@ -98,7 +100,7 @@ def _contracted(x: Any, k: Any, groups: int, columns: int, tile: Tile, pads: Any
         return te.sum(value * k[at, ry, rx, rc, lane], axis=[ry, rx, rc])
 
     size = (b, extent(h, kh, 0, strides[0], dilation[0]), extent(w, kw, 0, strides[1], dilation[1]), columns)
-    return te.compute(size, cell, name="conv2d", attrs=marks(tile))
+    return te.compute(size, cell, name="conv2d", attrs=marks(tile, groups=groups))
 
 
 def _depthwise(x: Any, k: Any, pads: Any, strides: Any, dilation: Any) -> Any:
@@ -129,7 +131,8 @@ def _matmul(builder: Any, call: Any, simd: Simd) -> Any:
     weights = constant(b)
     if weights is not None and len(right) == 2:
         flat = len(left) > 2 and left[-2] < min(int(np.prod(left[:-1])), 6)
-        tile = choose(int(np.prod(left[:-1])) if flat else left[-2], right[1], simd)
+        rows = int(np.prod(left[:-1])) if flat else left[-2]
+        tile = choose(Task("float", rows, right[1], right[0]), simd)
         if flat:
             a = builder.emit(relax.op.reshape(a, (int(np.prod(left[:-1])), left[-1])))
         made = builder.call_te(
@@ -139,7 +142,7 @@ def _matmul(builder: Any, call: Any, simd: Simd) -> Any:
         return relax.op.reshape(builder.emit(made), (*left[:-1], right[1])) if flat else made
     if left[:-2] != right[:-2]:
         return default("linear_algebra.matmul", builder, call)
-    tile = choose(left[-2], right[-1], simd)
+    tile = choose(Task("float", left[-2], right[-1], left[-1]), simd)
     return builder.call_te(
         lambda x, y: _batched(x, y, tile, simd), a, b, primfunc_name_hint="batched_matmul",
         primfunc_attrs={"op_pattern": FUSES},

@@ -4,44 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
 
 from edgecompile.targets import _tvm_int8_dots as dots
 from edgecompile.targets import _tvm_tir as tir
+from edgecompile.targets._tvm_choice import Task, Tile, choose
 from edgecompile.targets._tvm_elements import Simd, assembled, bordered, elementwise
 from edgecompile.targets._tvm_steps import simplified
 from edgecompile.targets._tvm_tir import Block
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows and columns (in vectors) that are accumulated in registers."""
-
-    rows: int
-    vectors: int
-
-
-@lru_cache(maxsize=4096)
-def choose(rows: int, columns: int, simd: Simd, shared: bool = True) -> Tile:
-    """The tile with the least estimated time for a result of so many rows and columns.
-
-    With `shared`, a step loads a vector of weights a column and broadcasts one value a row (a contraction). Without, it
-    loads a vector a row and column (a depthwise convolution, a pool), and half of the registers are left for what
-    neighbouring taps read again.
-    """
-    lanes = -(-columns // simd.lanes)
-    best, best_time = Tile(1, 1), float("inf")
-    for r in range(1, min(rows, 14) + 1):
-        for v in range(1, min(lanes, 8) + 1):
-            if (r * v if shared else 2 * r * v) + v + 1 > simd.registers:
-                continue
-            tiles = -(-rows // r) * -(-lanes // v)
-            step = max(r * v, 0.8 * (r + v) if shared else r * v, 4.0)
-            if (time := tiles * (step + 0.15)) < best_time * 0.999:
-                best, best_time = Tile(r, v), time
-    return best
 
 
 def tiled(function: Any, simd: Simd) -> Any | None:
@@ -105,7 +76,21 @@ def _plan(anchor: Block, simd: Simd) -> _Plan | None:
         return _Plan(tile, True, rows, columns)
     if columns < simd.lanes or not ("edge.taps" in anchor.marks or _contiguous(anchor)):
         return None
-    return _Plan(choose(rows, columns, simd, shared=False), False, rows, columns)
+    return _Plan(choose(_task(anchor), simd), False, rows, columns)
+
+
+def task(function: Any) -> Task | None:
+    """The sum in a function that `tiled` takes, where its tile can be chosen by itself."""
+    anchors = [b for b in tir.blocks_of(function) or [] if b.reduced]
+    if len(anchors) != 1 or len(anchors[0].spatial) < 2 or "edge.fixed" in anchors[0].marks:
+        return None
+    return _task(anchors[0])
+
+
+def _task(anchor: Block) -> Task:
+    rows, columns = (anchor.sizes[i] for i in anchor.spatial[-2:])
+    kind: Any = "window" if "edge.vectors" not in anchor.marks else "int8" if "edge.dot" in anchor.marks else "float"
+    return Task(kind, rows, columns, prod(anchor.sizes[i] for i in anchor.reduced))
 
 
 def _contiguous(anchor: Block) -> bool:

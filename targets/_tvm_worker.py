@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ def main(folder: str) -> None:
     target = machine.target()
     exported = torch.export.load(work / "program.pt2")
     module = _tvm_graph.imported(exported, machine.simd)
-    module, functions = _tvm_graph.lowered(module, target, machine.simd)
+    simd, measured = machine.simd, None
+    if order["tune_s"]:
+        measured = _measured(exported, module, machine, order)
+        simd = replace(simd, tuned=measured.tiles)
+    module, functions = _tvm_graph.lowered(module, target, simd)
     refused = [] if order["allow_slow"] else _slow(functions, order["large"])
     result: dict[str, Any] = {
         "versions": _versions(),
@@ -39,8 +44,22 @@ def main(folder: str) -> None:
         result["files"] = [result["main"]]
         if order["arch"].startswith("sm_"):
             result |= _tvm_cuda_link.added(exported, order, work)
+    if measured is not None:
+        result["tuned"] = measured.facts() | {"tried": measured.tried, "ratio": measured.ratio}
     result["compile_s"] = time.perf_counter() - start
     (work / "result.json").write_text(json.dumps(result))
+
+
+def _measured(exported: Any, module: Any, machine: Any, order: dict[str, Any]) -> Any:
+    """Tiles by measuring them on this CPU, or from the cache."""
+    from edgecompile.measure.machine import fingerprint
+    from edgecompile.store import Cache
+    from edgecompile.targets import _tvm_tune
+
+    facts = {"cpu": fingerprint(), "machine": machine.facts(), "versions": _versions()}
+    inputs = [v.detach().contiguous().numpy() for v in exported.example_inputs[0]]
+    log = _tvm_tune.Log(Cache(), facts)
+    return _tvm_tune.tuned(module, machine.target(), machine.simd, inputs, order["tune_s"], log)
 
 
 def _slow(functions: Any, large: int) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +19,7 @@ import torch
 from edgecompile.errors import SpecError, TargetError, Unsupported
 from edgecompile.program import Program, op_name
 from edgecompile.rewrite import layer
+from edgecompile.spec import parse_duration
 from edgecompile.target import Artifact, QuantRule, Target
 from edgecompile.targets import _tvm_board, _tvm_int8, runners
 
@@ -40,7 +41,9 @@ class Tvm(Target):
     (CUDA kernels for Orin), `sm_80` (A100) or `sm_90` (H100), each with a library for the CPU beside it. `dtype` is
     what the GPU multiplies in: `float16` uses tensor cores where all sizes of a product are above 64, and sums in
     float32. `vectors` narrows what `host` uses. Functions that no schedule rule takes are listed; one of more than a
-    million operations is refused unless `allow_slow`. The compiler is stopped after `limit_s` seconds.
+    million operations is refused unless `allow_slow`. The compiler is stopped after `limit_s` seconds, and what `tune`
+    gives it besides: `20m` or `90s` to measure on this CPU other tiles for the sums that take most of the time. What
+    was measured is kept in the cache, and the next build takes it from there.
     """
 
     name: ClassVar[str] = "tvm"
@@ -50,10 +53,21 @@ class Tvm(Target):
     vectors: Literal["auto", "avx2"] = "auto"
     allow_slow: bool = False
     limit_s: int = 900
+    tune: str = ""
 
     def __post_init__(self) -> None:
+        if self._tune_s and self.arch != "host":
+            raise SpecError(f"tune={self.tune} measures on this CPU: it is for arch=host, not for arch={self.arch}")
         if self.dtype != "float32" and not self.arch.startswith("sm_"):
             raise SpecError(f"dtype={self.dtype} is for a GPU, arch=sm_87, sm_80 or sm_90, not for arch={self.arch}")
+
+    def tuning(self, text: str) -> Target:
+        """With this time for kernels where they are this CPU's and no time was given."""
+        return replace(self, tune=text) if self.arch == "host" and not self.tune else self
+
+    @property
+    def _tune_s(self) -> float:
+        return parse_duration(self.tune, "tune") if self.tune else 0.0
 
     @property
     def _integers(self) -> bool:
@@ -102,7 +116,8 @@ class Tvm(Target):
             work = Path(text)
             torch.export.save(program.exported(), work / "program.pt2")
             order = {"arch": self.arch, "vectors": self.vectors, "linker": linker, "large": LARGE, "dtype": self.dtype}
-            (work / "order.json").write_text(json.dumps(order | {"allow_slow": self.allow_slow}))
+            order |= {"allow_slow": self.allow_slow, "tune_s": self._tune_s}
+            (work / "order.json").write_text(json.dumps(order))
             found = self._compiled(work)
             found["between"] = _tvm_int8.between(prepared(program.exported())) if self._integers else []
             for name in found["files"]:
@@ -122,11 +137,12 @@ class Tvm(Target):
         command = [sys.executable, "-m", "edgecompile.targets._tvm_worker", str(work)]
         path = os.pathsep.join(p for p in sys.path if p)
         environment = os.environ | {"PYTHONPATH": path, "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1", "PYTHONHASHSEED": "0"}
+        limit_s = self.limit_s + self._tune_s
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=self.limit_s)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired:
             raise TargetError(
-                f"tvm: the compiler did not end within {self.limit_s} s: raise limit_s, or leave tvm out"
+                f"tvm: the compiler did not end within {limit_s:.0f} s: raise limit_s, or leave tvm out"
             ) from None
         result = work / "result.json"
         if done.returncode == 0 and result.exists():
@@ -145,6 +161,8 @@ class Tvm(Target):
         facts: dict[str, Any] = {**kept, "arch": self.arch, "tolerance": {"rtol": 1e-4, "atol": 1e-4}}
         if any("quantize" in str(n.target) for n in program.graph.graph.nodes):
             facts["tolerance"] = {"rtol": 0.05, "atol": 1e-4}  # another CPU may round one step the other way
+        if tuned := found.get("tuned"):
+            facts["tuned"] = tuned["tiles"]
         if gpu := found.get("gpu"):
             facts |= _tvm_board.gpu_facts(gpu, self.dtype)
         if self.arch == "android":
@@ -210,4 +228,7 @@ def _notes(found: Mapping[str, Any], arch: str) -> list[str]:
         if f["rule"] is None
     ]
     plain += [f"{name} runs in floats between integers" for name in found["between"]]
+    if tuned := found.get("tuned"):
+        count, ratio = len(tuned["tiles"]), tuned["ratio"]
+        plain.append(f"tuned: {tuned['tried']} tiles tried, {count} taken, {ratio:.2f}x the time of the estimated ones")
     return plain + (_tvm_board.gpu_notes(found["gpu"], arch) if "gpu" in found else [])

@@ -43,10 +43,13 @@ def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Ta
     if own is not None:
         pairs = pairs[:1]
     bound = PRIMARY.get(options.target, 1)
-    return tuple(
+    jobs = tuple(
         _job(options, calls, device, given, own, len(pairs) > 1, index < bound)
         for index, (calls, device) in enumerate(pairs)
     )
+    if options.tune is not None and not any(getattr(t, "tune", "") for job in jobs for t in (job.target, *job.rivals)):
+        raise SpecError(f"--tune {options.tune}: no artifact of {options.target} measures kernels here; tvm@host does")
+    return jobs
 
 
 def _job(
@@ -61,6 +64,8 @@ def _job(
     from edgecompile.targets import TARGETS
 
     target, *rivals = [own] if own else [parse_one(call, TARGETS, "--target") for call in calls]
+    if options.tune is not None:
+        target, rivals = target.tuning(options.tune), [rival.tuning(options.tune) for rival in rivals]
     device = DeviceProfile.load(device_name)
     name = options.target
     if several:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgecompile.errors import SpecError, near
-from edgecompile.spec import Call, Latency, make, parse_calls, parse_drop, parse_latency, parse_size
+from edgecompile.spec import Call, Latency, make, parse_calls, parse_drop, parse_duration, parse_latency, parse_size
 
 _MAX_TOML_BYTES = 1_000_000
 _MAX_THREADS = 1024
@@ -45,6 +45,7 @@ class BuildOptions:
     image: str | None = _help("How images are prepared: size=224,crop=center,mean=..,std=..")
     batch: int = _help("The batch of the artifact.", 1)
     threads: int | None = _help("Threads that the artifact is run and measured with (default: the device's).")
+    tune: str | None = _help("How long artifacts for this CPU may measure their kernels while they are built: 20m.")
     keep_float: tuple[str, ...] = _help("Layers that stay float, as a glob over their names; repeat for several.", ())
     out: str = _help("The output folder.", "out")
     seed: int = _help("Seed of everything random.", 0)
@@ -63,6 +64,8 @@ class BuildOptions:
             raise SpecError(f"--threads {self.threads}: must be 1 or more")
         if self.threads is not None and self.threads > _MAX_THREADS:
             raise SpecError(f"--threads {self.threads}: more than {_MAX_THREADS}")
+        if self.tune is not None:
+            parse_duration(self.tune, "--tune")
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
         for option in dataclasses.fields(self):

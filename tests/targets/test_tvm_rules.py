@@ -14,8 +14,8 @@ os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
 pytest.importorskip("tvm")
 
 from edgecompile.targets import _tvm_graph, _tvm_machine
+from edgecompile.targets._tvm_choice import Task, choose
 from edgecompile.targets._tvm_elements import Simd
-from edgecompile.targets._tvm_tiles import choose
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FLAGS = _tvm_machine.flags()
@@ -146,7 +146,7 @@ def test_a_tile_fits_the_registers() -> None:
     for simd in (Simd(16, 32), Simd(8, 16), Simd(4, 32)):
         for rows in (1, 3, 7, 13, 56, 197):
             for columns in (1, 17, 44, 1000):
-                tile = choose(rows, columns, simd)
+                tile = choose(Task("float", rows, columns, 9), simd)
                 assert tile.rows * tile.vectors + tile.vectors + 1 <= simd.registers
                 assert tile.rows <= rows
 
