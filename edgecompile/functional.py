@@ -61,6 +61,17 @@ def first_write(graph: fx.Graph) -> fx.Node | None:
     return next((node for node in graph.nodes if mutates(node)), None)
 
 
+def loosen_views(graph: fx.GraphModule) -> None:
+    """Write a view behind a transposition as a reshape.
+
+    Export makes a view of a reshape where the strides allow it. Those of attention depend on the kernel that runs it,
+    and of the kernels that a mask or a type leads to, export knows one.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+        if getattr(node.args[0], "target", None) in (aten.transpose.int, aten.permute.default):
+            node.target = aten.reshape.default
+
+
 def number_paddings(graph: fx.GraphModule) -> None:
     """Write convolutions with `padding="same"` or `"valid"` with the numbers that these words stand for.
 

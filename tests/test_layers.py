@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "edgecompile"
 ORDER = [
-    "errors", "silence", "spec", "reference", "functional", "program", "program_file", "rewrite", "ingest", "data",
-    "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target",
+    "errors", "silence", "spec", "reference", "functional", "program", "program_file", "rewrite", "axes", "ingest",
+    "data", "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target",
     "pass_manager", "verify", "report", "building", "matrix", "cli",
 ]  # fmt: skip
 FOLDERS = ("passes", "targets", "models", "device_profiles")

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgecompile.errors import InputError
-from edgecompile.functional import functional, number_paddings, restore_batch_norm
+from edgecompile.functional import functional, loosen_views, number_paddings, restore_batch_norm
 from edgecompile.silence import silenced
 
 DynamicShapes = tuple[Mapping[int, str], ...]
@@ -71,6 +71,7 @@ def unlift(exported: ExportedProgram) -> fx.GraphModule:
         _tidy(node)
     restore_batch_norm(graph)
     number_paddings(graph)
+    loosen_views(graph)
     _tie(graph)
     graph.recompile()
     return graph

@@ -1,0 +1,69 @@
+"""Multiplications of a program as its groups shrink, from the axes alone: no program is made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from math import prod
+
+from edgecompile.axes.couple import Coupling, Group
+from edgecompile.axes.dims import Dim
+
+
+class Work:
+    """How many multiplications the products of a program have with so many units of each group.
+
+    Dynamic sizes count as one: the figure is a sample's. Elementwise work counts nothing.
+    """
+
+    def __init__(self, coupling: Coupling) -> None:
+        self._terms = [term for terms in coupling.work.values() for term in terms]
+        self._left = {g.atom: g.size for g in coupling.groups}
+        by_atom: dict[Dim, list[int]] = defaultdict(list)
+        for index, term in enumerate(self._terms):
+            for atom in {atom for dim in term for atom in dim.atoms()}:
+                by_atom[atom].append(index)
+        self._by_atom = by_atom
+        self._values = [self._term(index) for index in range(len(self._terms))]
+
+    @property
+    def macs(self) -> int:
+        """All of them, as the groups are now."""
+        return sum(self._values)
+
+    def units(self, group: Group) -> int:
+        """What is left of a group."""
+        return self._left[group.atom]
+
+    def saved(self, group: Group, left: int) -> int:
+        """How many fewer there are when only so many units of a group are left."""
+        before = self._left[group.atom]
+        self._left[group.atom] = left
+        found = sum(self._values[i] - self._term(i) for i in self._by_atom[group.atom])
+        self._left[group.atom] = before
+        return found
+
+    def set(self, group: Group, left: int) -> None:
+        """So many units of a group are left."""
+        self._left[group.atom] = left
+        for index in self._by_atom[group.atom]:
+            self._values[index] = self._term(index)
+
+    def _term(self, index: int) -> int:
+        return prod(self._size(dim) for dim in self._terms[index])
+
+    def _size(self, dim: Dim) -> int:
+        dim = dim.found()
+        if dim.kind == "product":
+            return prod(self._size(p) for p in dim.parts)
+        if dim.kind == "sum":
+            return sum(self._size(p) for p in dim.parts)
+        return 1 if dim.fixed == "its size is dynamic" else self._left.get(dim, dim.size)
+
+
+def macs(coupling: Coupling, keep: Mapping[str, int] | None = None) -> int:
+    """Multiplications of a sample when of these groups so many units are left."""
+    work = Work(coupling)
+    for name, left in (keep or {}).items():
+        work.set(coupling[name], left)
+    return work.macs
