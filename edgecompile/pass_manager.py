@@ -26,7 +26,8 @@ class Context:
     """All that a pass may look at besides its program; a fresh one for each pass.
 
     `drop` builds a program for the target, runs it on the evaluation data and says how many percent points of the
-    score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows.
+    score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows. `share` says
+    what part of another program's latency one takes on the target, measured or predicted; it takes seconds.
     """
 
     teacher: Program
@@ -37,6 +38,7 @@ class Context:
     seed: int = 0
     max_drop: float | None = None
     drop: Callable[[Program], float] | None = None
+    share: Callable[[Program, Program], float] | None = None
     stats: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -19,7 +19,13 @@ from edgecompile.errors import SpecError
 from edgecompile.targets import DEPLOYMENTS
 
 FIELDS = dataclasses.fields(BuildOptions)
-SPECIAL: dict[str, Any] = {"golden": "synthetic", "max_latency": "60%", "max_drop": "1pp", "max_size": "30%", "tune": "20m"}
+SPECIAL: dict[str, Any] = {
+    "golden": "synthetic",
+    "max_latency": "60%",
+    "max_drop": "1pp",
+    "max_size": "30%",
+    "tune": "20m",
+}
 
 
 def value_for(field: dataclasses.Field[Any]) -> Any:

@@ -26,6 +26,13 @@ def shrink(program: Program, keep: Mapping[str, Sequence[int]], coupling: Coupli
     Sums lose what is removed and nothing else changes, means and variances are over what is kept. `program.kept` says
     for each weight which of the teacher's indices are left. Raises `PassError` for groups and units that are not there.
     """
+    return cut(program, keep, coupling)[0].retraced()
+
+
+def cut(
+    program: Program, keep: Mapping[str, Sequence[int]], coupling: Coupling | None = None
+) -> tuple[Program, dict[fx.Node, fx.Node]]:
+    """The smaller program before it is retraced, and its nodes by those of the program."""
     coupling = coupling or couple(program)
     chosen = coupling.chosen(keep)
     found = {
@@ -40,15 +47,15 @@ def shrink(program: Program, keep: Mapping[str, Sequence[int]], coupling: Coupli
         if rewrite is not None:
             rewrite(_Change(coupling, chosen, node, other))
 
-    def cut(name: str, value: torch.Tensor) -> torch.Tensor:
+    def left(name: str, value: torch.Tensor) -> torch.Tensor:
         for axis in range(value.dim()):
             if (name, axis) in found:
                 value = value.index_select(axis, torch.from_numpy(found[name, axis]).to(value.device))
         return value
 
-    map_weights(made, cut)
+    map_weights(made, left)
     made.graph.recompile()
-    return dataclasses.replace(made, kept=_history(program, found)).retraced()
+    return dataclasses.replace(made, kept=_history(program, found)), new
 
 
 def _copied(program: Program) -> tuple[Program, dict[fx.Node, fx.Node]]:

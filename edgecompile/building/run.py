@@ -16,10 +16,11 @@ from edgecompile.building.fixed import at_batch
 from edgecompile.building.jobs import Job, prepare
 from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
+from edgecompile.building.outputs import cached_outputs
 from edgecompile.building.predicted import predictor
 from edgecompile.building.remembered import remembered
 from edgecompile.building.several import several
-from edgecompile.building.workshop import Progress, Workshop, cached_outputs
+from edgecompile.building.workshop import Progress, Workshop
 from edgecompile.data import Outputs, choose_score, open_dataset, outputs, truth
 from edgecompile.errors import (
     InputError,
@@ -152,6 +153,7 @@ def _run(
         options.seed,
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
+        shop.share,
     )
     manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop, exact)

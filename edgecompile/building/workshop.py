@@ -12,6 +12,7 @@ import numpy as np
 
 from edgecompile.building import predicted
 from edgecompile.building.fixed import at_batch
+from edgecompile.building.outputs import cached_outputs
 from edgecompile.building.predicted import Predict
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
 from edgecompile.errors import TargetError
@@ -96,14 +97,34 @@ class Workshop:
         """The program as an artifact of the target, emitted once for each content."""
         digest = digest_of(program)
         if digest not in self._made:
-            fixed = self.fixed(program)
-            artifact = self._emitted(digest, fixed)
-            run, stands_in = loaded(self.target, artifact, self.threads, self.predict is None)
-            bound = getattr(run, "bound", None)
-            call = bound(fixed.inputs) if bound is not None and not stands_in else None
-            size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and not _beside(f, artifact))
-            self._made[digest] = self._scored(Built(digest, artifact, run, call, size, stands_in))
+            self._made[digest] = self._scored(self._loaded(digest, self.fixed(program)))
         return self._made[digest]
+
+    def share(self, program: Program, of: Program) -> float:
+        """What part of another program's latency one takes: measured (a recorded decision) or predicted, not scored."""
+        pair = program, of
+        if self.predict is not None:
+            values = [self.predict(p).value for p in pair]
+            if None in values:
+                raise TargetError(f"{self.target.name}: no latency is predicted here")
+            return float(values[0] / values[1])
+        one, two = (self._made.get(digest_of(p)) or self._loaded(digest_of(p), at_batch(p, self.batch)) for p in pair)
+        name = f"share:{one.digest[:12]}:{two.digest[:12]}"
+        if (decided := self.decided(name)) is None and (one.call is None or two.call is None):
+            raise TargetError(f"{self.target.name}: nothing is timed here")
+        if decided is None:
+            samples = self._compared(two, one, patient=False)
+            decided = f"{ratio(samples['after'], samples['before']).value:.4f}"
+        return float(self.decide(name, decided))
+
+    def _loaded(self, digest: str, fixed: Program) -> Built:
+        """The artifact in its runtime, not yet scored."""
+        artifact = self._emitted(digest, fixed)
+        run, stands_in = loaded(self.target, artifact, self.threads, self.predict is None)
+        bound = getattr(run, "bound", None)
+        call = bound(fixed.inputs) if bound is not None and not stands_in else None
+        size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and not _beside(f, artifact))
+        return Built(digest, artifact, run, call, size, stands_in)
 
     def _emitted(self, digest: str, fixed: Program) -> Artifact:
         read = [file_hash(path) for path in self.target.reads() if path.is_file()]
@@ -285,19 +306,3 @@ def _beside(file: Path, artifact: Artifact) -> bool:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
-
-
-def cached_outputs(cache: Cache, name: str, make: Callable[[], Outputs]) -> Outputs:
-    """Outputs from the cache, else made and stored; one array a chunk and output."""
-
-    def fill(folder: Path) -> None:
-        chunks = make()
-        arrays = {f"{i:05d}_{j:03d}": a for i, chunk in enumerate(chunks) for j, a in enumerate(chunk)}
-        np.savez(folder / "outputs.npz", **arrays)  # type: ignore[arg-type]
-
-    folder = cache.get(name) or cache.put(name, fill)
-    with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
-        found: dict[str, list[Any]] = {}
-        for label in sorted(stored.files):
-            found.setdefault(label.split("_")[0], []).append(stored[label])
-    return [tuple(chunk) for chunk in found.values()]
