@@ -31,6 +31,8 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench.host
 	$(BIN)/python -m tests.bench.tvm_kernels
 	$(BIN)/python -m tests.bench.tvm_int8
+	$(BIN)/python -m tests.bench.tvm_tune
+	$(BIN)/python -m tests.bench.prune
 	$(BIN)/python -m tests.bench.emit_cost
 
 $(READY): pyproject.toml constraints.txt tests/models.txt

@@ -56,6 +56,16 @@ def mutates(node: fx.Node) -> bool:
     return not (node.target in DROPOUTS and len(node.args) > 2 and node.args[2] is False)
 
 
+def acts(node: fx.Node) -> bool:
+    """Whether a node does more than give a value; random operators, attention and dropout that is off do not.
+
+    torch counts these as doing something, so that an attention whose result nobody reads would stay.
+    """
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        return mutates(node)
+    return node.is_impure(impure_random=False)
+
+
 def first_write(graph: fx.Graph) -> fx.Node | None:
     """The first node that writes to one of its arguments: beside it, removing copies would be wrong."""
     return next((node for node in graph.nodes if mutates(node)), None)

@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "fold_lora": "edgecompile.passes.fold_lora:FoldLora",
     "reparameterize": "edgecompile.passes.reparameterize:Reparameterize",
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
+    "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
     "prune": "edgecompile.passes.prune:Prune",
     "quantize": "edgecompile.passes.quantize:Quantize",
     "compress_weights": "edgecompile.passes.compress_weights:CompressWeights",

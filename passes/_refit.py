@@ -57,6 +57,9 @@ def refit(
             if node.op == "output":
                 return count
             first.run_one(node)
+            if node not in copies:  # of a branch that was left out
+                first.forget(node)
+                continue
             while (other := next(rest)) is not copies[node]:  # what shrinking added
                 second.run_one(other)
             if _fits(smaller, other, readers):

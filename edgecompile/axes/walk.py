@@ -18,7 +18,7 @@ Dims = tuple[Dim, ...]
 Found = Dims | list[Dims]
 Rule = Callable[["Walk", fx.Node], "Found | None"]
 
-_PRIMES = (1009, 2003, 3001, 4001, 5003, 6007, 7001, 8009)
+PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099)
 """Stand for the sizes that are dynamic: no width has them as a factor."""
 
 
@@ -133,7 +133,7 @@ class Walk:
             return size
         expression = size.node.expr
         for symbol in sorted(expression.free_symbols, key=str):
-            self._primes.setdefault(symbol, _PRIMES[len(self._primes) % len(_PRIMES)])
+            self._primes.setdefault(symbol, PRIMES[len(self._primes) % len(PRIMES)])
         return int(expression.subs(self._primes))
 
 

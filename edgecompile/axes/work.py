@@ -6,8 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from math import prod
 
+from torch import fx
+
 from edgecompile.axes.couple import Coupling, Group
 from edgecompile.axes.dims import Dim
+from edgecompile.axes.walk import PRIMES
 
 
 class Work:
@@ -17,7 +20,8 @@ class Work:
     """
 
     def __init__(self, coupling: Coupling) -> None:
-        self._terms = [term for terms in coupling.work.values() for term in terms]
+        self._nodes = [(node, term) for node, terms in coupling.work.items() for term in terms]
+        self._terms = [term for _, term in self._nodes]
         self._left = {g.atom: g.size for g in coupling.groups}
         by_atom: dict[Dim, list[int]] = defaultdict(list)
         for index, term in enumerate(self._terms):
@@ -30,6 +34,13 @@ class Work:
     def macs(self) -> int:
         """All of them, as the groups are now."""
         return sum(self._values)
+
+    def by_node(self) -> dict[fx.Node, int]:
+        """Those of each product."""
+        found: dict[fx.Node, int] = {}
+        for (node, _), value in zip(self._nodes, self._values, strict=True):
+            found[node] = found.get(node, 0) + value
+        return found
 
     def units(self, group: Group) -> int:
         """What is left of a group."""
@@ -58,7 +69,7 @@ class Work:
             return prod(self._size(p) for p in dim.parts)
         if dim.kind == "sum":
             return sum(self._size(p) for p in dim.parts)
-        return 1 if dim.fixed == "its size is dynamic" else self._left.get(dim, dim.size)
+        return 1 if dim.size in PRIMES else self._left.get(dim, dim.size)
 
 
 def macs(coupling: Coupling, keep: Mapping[str, int] | None = None) -> int:

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgecompile.errors import InputError
-from edgecompile.functional import functional, loosen_views, number_paddings, restore_batch_norm
+from edgecompile.functional import acts, functional, loosen_views, number_paddings, restore_batch_norm
 from edgecompile.silence import silenced
 
 DynamicShapes = tuple[Mapping[int, str], ...]
@@ -99,7 +99,7 @@ def _tie(graph: fx.GraphModule) -> None:
 
 
 def drop_dead(graph: fx.GraphModule) -> None:
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(acts)
     read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
     for name, _ in [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]:
         if name not in read:

@@ -1,4 +1,4 @@
-"""What pruning without training leaves of a teacher: accuracy and latency by share of multiplications, method and refit.
+"""What pruning without training leaves of a teacher: accuracy and latency by multiplications, method and refit.
 
     python -m tests.bench.prune [--macs 0.7,0.5,0.3] [--samples 2000] [NETWORK ...]
 
