@@ -25,7 +25,7 @@ _USED = 0.9
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Remove channels, heads and other units until `macs` of the multiplications, or `latency`, are left (0.5 is half).
+    """Remove channels, heads and other units until a share of the multiplications or of the latency is left.
 
     Before: `%y = conv2d(%x, w: float32[64, 32, 3, 3])`, `%z = conv2d(%y, v: float32[128, 64, 1, 1])`
 

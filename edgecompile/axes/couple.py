@@ -9,9 +9,9 @@ import numpy as np
 from torch import fx
 
 from edgecompile.axes import layers, shapes
-from edgecompile.axes.dims import Dim, Index, kept, units
+from edgecompile.axes.dims import Dim, Index, units
 from edgecompile.axes.walk import Dims, Found, Walk
-from edgecompile.errors import PassError
+from edgecompile.errors import PassError, near
 from edgecompile.program import Program
 
 
@@ -67,16 +67,12 @@ class Coupling:
         found: dict[Dim, Index] = {}
         for name, given in keep.items():
             if name not in known:
-                raise PassError(f"{name}: no such group of axes")
+                raise PassError(f"{name}: no such group of axes{near(name, known)}")
             index = np.unique(np.asarray(list(given), np.int64))
             if not len(index) or len(index) != len(list(given)) or index[0] < 0 or index[-1] >= known[name].size:
                 raise PassError(f"{name}: kept units must be different numbers from 0 to {known[name].size - 1}")
             found[known[name].atom] = index
         return found
-
-    def kept(self, weight: str, axis: int, chosen: Mapping[Dim, Index]) -> Index:
-        """The indices of a weight's axis that remain."""
-        return kept(self.weights[weight][axis], dict(chosen))
 
 
 def couple(program: Program) -> Coupling:
