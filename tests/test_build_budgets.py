@@ -48,6 +48,7 @@ EXACT = ("--pipeline", "")
 EVAL = ("--eval", "eval.npz")
 
 
+@pytest.mark.slow
 def test_the_life_of_an_output_folder(build: Build, folder: Path) -> None:
     """A good build, three kinds of missed budgets at once beside it, and a good build that clears up."""
     ended, _ = build("life", *EXACT, *EVAL, "--max-latency", "900s", "--max-drop", "0pp")

@@ -128,6 +128,7 @@ def synthetic(name: str, parameters: Fitted) -> list[Row]:
 
 
 @pytest.mark.parametrize("name", ["a100", "galaxy-s24", "iphone-14-pro", "iphone-12"])
+@pytest.mark.slow
 def test_known_parameters_come_back(name: str) -> None:
     law = profile(calibration(fit=name)[0].device).law
     known = {k: v * f for (k, v), f in zip(PARAMETERS[law].items(), (0.8, 1.25, 1.15), strict=True)}

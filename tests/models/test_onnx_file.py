@@ -77,6 +77,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.slow
 def test_an_exported_network_comes_back_with_its_batch(net: Net, tmp_path: Path) -> None:
     path, out = tmp_path / "net.onnx", tmp_path / "out"
     example = torch.randn(2, 3, 16, 16)
