@@ -51,7 +51,7 @@ def main() -> None:
         data = found.evaluate.take(given.samples)
         score = choose_score(found, data)
         known = truth(data, score)
-        wanted = outputs(found.program, data)
+        wanted = outputs(lambda x, of=found.program: of(*x), data)
         start, _ = PassManager(parse(", ".join(EXACT), PASSES)).run(found.program, Context(found.program))
         print(f"{name}: {score.metric} {score_outputs(score, wanted, wanted, known).percent:.2f}")
         with tempfile.TemporaryDirectory() as text:
@@ -63,7 +63,7 @@ def main() -> None:
                         one = Prune(macs=macs, method=method, refit=refit)  # type: ignore[arg-type]
                         made = one.run(start.clone(), Context(start, calib=found.calib, train=found.train))
                         seconds = time.perf_counter() - begun
-                        percent = score_outputs(score, outputs(made, data), wanted, known).percent
+                        percent = score_outputs(score, outputs(lambda x, of=made: of(*x), data), wanted, known).percent
                         ours, theirs = compared(_session(made, Path(text) / f"{macs}{method}{refit}"), first)
                         line = f"  macs {macs:.2f} {method:10s} {'refitted' if refit else 'as it is':9s}"
                         print(f"{line} {percent:6.2f}  latency {ours / theirs:.3f}  {seconds:5.1f} s", flush=True)
