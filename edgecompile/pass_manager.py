@@ -66,6 +66,12 @@ class Pass(ABC):
     """An exact pass that edits its program in place and makes nodes by `rewrite.call` alone, which keeps their types:
     a run of such passes is retraced once, behind the last."""
 
+    @property
+    def times(self) -> bool:
+        """Whether it asks how long programs take: those answers are recorded one by one, so that its result is not
+        kept in the cache, where it would hide them and stand for another device."""
+        return False
+
     keep: Literal["if_it_pays", "always"] = field(default="if_it_pays", kw_only=True)
 
     @abstractmethod

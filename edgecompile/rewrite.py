@@ -150,6 +150,12 @@ def layer(node: fx.Node) -> str:
     return str(paths[-1]) if paths else str(node.meta.get("custom", {}).get("origin", node.name))
 
 
+def copied(program: Program) -> tuple[Program, dict[fx.Node, fx.Node]]:
+    """A clone, and its nodes by those of the program."""
+    made = program.clone()
+    return made, dict(zip(program.graph.graph.nodes, made.graph.graph.nodes, strict=True))
+
+
 def map_weights(program: Program, change: Callable[[str, Tensor], Tensor]) -> None:
     """Replace every weight by `change(name, weight)`, tied ones once."""
     for name, value in program.weights().items():

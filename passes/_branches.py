@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from edgecompile.axes import Coupling, Work
 from edgecompile.functional import acts
 from edgecompile.program import Program
-from edgecompile.rewrite import aten, layer, same_type
+from edgecompile.rewrite import aten, copied, layer, same_type
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class Without(fx.Interpreter):
 
 def dropped(program: Program, chosen: Iterable[Branch]) -> tuple[Program, dict[fx.Node, fx.Node]]:
     """A copy without these branches, not retraced, and what is left of the nodes by those of the program."""
-    made = program.clone()
-    copies = dict(zip(program.graph.graph.nodes, made.graph.graph.nodes, strict=True))
+    made, copies = copied(program)
     for branch in chosen:
         total = copies[branch.total]
         total.replace_all_uses_with(copies[branch.stays])

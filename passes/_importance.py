@@ -130,8 +130,8 @@ def _gradients(
 
 def _labelled(batch: Batch, output: Tensor) -> Tensor:
     """Cross-entropy with the classes of the data."""
-    if batch.targets is None or output.dim() < 2 or batch.targets.is_floating_point():
-        raise PassError("this importance needs data with classes: give --train with labels, or method=magnitude")
+    if batch.targets is None or batch.targets.is_floating_point() or (output.dim(), batch.targets.dim()) != (2, 1):
+        raise PassError("this importance needs one class a sample, in the data and the first output: method=magnitude")
     low, high = int(batch.targets.min()), int(batch.targets.max())
     if low < 0 or high >= output.shape[-1]:
         raise PassError(f"labels go from {low} to {high}, and the model has classes 0 to {output.shape[-1] - 1}")

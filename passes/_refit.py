@@ -10,6 +10,7 @@ ones lost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from edgecompile.axes import Coupling
 from edgecompile.axes.dims import Index, kept
 from edgecompile.data import Dataset
 from edgecompile.program import Program
-from edgecompile.rewrite import argument, aten, set_weight, weight, weight_readers
+from edgecompile.rewrite import argument, aten, layer, set_weight, weight, weight_readers
 
+_LAYERS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default)
 _DAMP = 1e-3
 """Of the mean of the diagonal, which keeps inputs that hardly vary from making the system singular."""
 _CHUNK, _POSITIONS = 16, 4096
@@ -32,6 +34,15 @@ _BYTES = 200e6
 """The largest tensor that all samples together may have: several are alive at a time, twice."""
 
 
+@dataclass(frozen=True)
+class Refitted:
+    """How many layers were solved, which were left as they are, and how many samples memory allowed."""
+
+    solved: int
+    left: tuple[str, ...]
+    samples: int
+
+
 def refit(
     program: Program,
     smaller: Program,
@@ -40,8 +51,8 @@ def refit(
     keep: Mapping[str, Sequence[int]],
     data: Dataset,
     seed: int,
-) -> int:
-    """Change the weights of the smaller program in place; how many layers were solved.
+) -> Refitted:
+    """Change the weights of the smaller program, which takes any batch, in place.
 
     Left as they are: layers whose weight others read too, grouped convolutions, and those that are too large.
     """
@@ -51,11 +62,11 @@ def refit(
     generator = torch.Generator().manual_seed(seed)
     first, second = _Side(program, inputs), _Side(smaller, inputs)
     rest = iter(smaller.graph.graph.nodes)
-    count = 0
+    solved, left = 0, []
     with torch.no_grad():
         for node in program.graph.graph.nodes:
             if node.op == "output":
-                return count
+                break
             first.run_one(node)
             if node not in copies:  # of a branch that was left out
                 first.forget(node)
@@ -65,11 +76,13 @@ def refit(
             if _fits(smaller, other, readers):
                 index = kept(coupling.weights[str(argument(node, "weight").target)][0], chosen)
                 _solve(smaller, other, second.env, first.env[node], index, generator)
-                count += 1
+                solved += 1
+            elif other.target in _LAYERS:
+                left.append(layer(node))
             second.run_one(other)
             first.forget(node)
             second.forget(other)
-    return count
+    return Refitted(solved, tuple(left), len(inputs[0]))
 
 
 class _Side(fx.Interpreter):
@@ -111,7 +124,7 @@ def _bytes(value: Any) -> int:
 
 def _fits(program: Program, node: fx.Node, readers: Mapping[str, Sequence[fx.Node]]) -> bool:
     """Whether a node is a layer that can be solved."""
-    if node.target not in (aten.linear.default, aten.conv2d.default, aten.conv1d.default):
+    if node.target not in _LAYERS:
         return False
     own = [n for n in (argument(node, "weight"), argument(node, "bias")) if n is not None]
     if any(n.op != "get_attr" or len(readers[str(n.target)]) > 1 for n in own):

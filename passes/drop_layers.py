@@ -11,15 +11,15 @@ from torch import Tensor
 
 from edgecompile.axes import Coupling, couple, macs
 from edgecompile.data import Dataset
-from edgecompile.errors import PassError, SpecError
-from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes import _refit
+from edgecompile.errors import PassError
+from edgecompile.pass_manager import Context
 from edgecompile.passes._branches import Branch, Without, branches, distance, dropped
+from edgecompile.passes._shrinking import Shrinking
 from edgecompile.program import Program
 
 
 @dataclass(frozen=True)
-class DropLayers(Pass):
+class DropLayers(Shrinking):
     """Leave out branches that end in a sum until `macs` of the multiplications, or of the `latency`, are left.
 
     Before: `%z = add(%x, %y)`, `%y` the end of a branch of convolutions or of attention
@@ -39,30 +39,14 @@ class DropLayers(Pass):
     name: ClassVar[str] = "drop_layers"
     needs_calib: ClassVar[bool] = True
 
-    macs: float | None = None
-    latency: float | None = None
     order: Literal["searched", "every_other"] = "searched"
-    refit: bool = True
-    samples: int = 128
-
-    def __post_init__(self) -> None:
-        if self.macs is not None and self.latency is not None:
-            raise SpecError("drop_layers: give macs or latency, not both")
-        if not 0 < self._share < 1:
-            raise SpecError(f"drop_layers: {self._share:g}: the share that is left lies between 0 and 1")
-        if self.samples < 1:
-            raise SpecError("drop_layers: samples must be 1 or more")
-
-    @property
-    def _share(self) -> float:
-        return self.latency if self.latency is not None else 0.5 if self.macs is None else self.macs
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The shallower program; see the class."""
         if ctx.calib is None:
             raise PassError("drop_layers: needs calibration data: give --calib")
-        if self.latency is not None and ctx.share is None:
-            raise PassError("drop_layers: latency needs a target that is timed or predicted: give macs")
+        if self.order == "searched":
+            self.any_batch(program, "order=searched")
         coupling = couple(program)
         if not branches(program, coupling):
             raise PassError("drop_layers: no sum of this program has a branch that could be left out: use prune")
@@ -72,7 +56,7 @@ class DropLayers(Pass):
         ctx.count("dropped", len(gone))
         ctx.note("without " + ", ".join(b.name for b in gone))
         if self.refit:
-            ctx.count("refitted", _refit.refit(program, smaller, copies, coupling, {}, data, ctx.seed))
+            self.refitted(program, smaller, copies, coupling, {}, data, ctx)
         return smaller.retraced()
 
     def _chosen(self, program: Program, coupling: Coupling, data: Dataset, ctx: Context) -> list[Branch]:
@@ -84,14 +68,14 @@ class DropLayers(Pass):
             wanted = [program(*b.inputs) for b in data] if self.order == "searched" else []
             while True:
                 share = 1 - sum(b.macs for b in gone) / whole
-                if gone and self.latency is not None and ctx.share is not None:
-                    share = ctx.share(dropped(program, gone)[0].retraced(), program)
-                if share <= self._share:
+                if self.latency is not None:
+                    share = self.timed(ctx, dropped(program, gone)[0].retraced(), program) if gone else 1.0
+                if share <= self.share:
                     return gone
                 left = [b for b in left if not any(_touch(b, g) for g in gone)]
                 if not left:
                     reached = f"{share:.3g} is left without all {len(gone)} branches"
-                    raise PassError(f"drop_layers: {self._share:g} is out of reach: {reached}")
+                    raise PassError(f"drop_layers: {self.share:g} is out of reach: {reached}")
                 if self.order == "searched":
                     gone.append(_next(program, gone, left, data, wanted))
                 else:

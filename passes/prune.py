@@ -13,9 +13,10 @@ import numpy as np
 from edgecompile.axes import Coupling, Group, Work, couple, cut, macs, shrink
 from edgecompile.axes.dims import Index
 from edgecompile.errors import PassError, SpecError
-from edgecompile.pass_manager import Context, Pass
-from edgecompile.passes import _importance, _refit
+from edgecompile.pass_manager import Context
+from edgecompile.passes import _importance
 from edgecompile.passes._importance import Scores
+from edgecompile.passes._shrinking import Shrinking
 from edgecompile.program import Program
 
 _TRIES = 10
@@ -24,7 +25,7 @@ _USED = 0.9
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Prune(Shrinking):
     """Remove channels, heads and other units until a share of the multiplications or of the latency is left.
 
     Before: `%y = conv2d(%x, w: float32[64, 32, 3, 3])`, `%z = conv2d(%y, v: float32[128, 64, 1, 1])`
@@ -44,20 +45,13 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
 
-    macs: float | None = None
-    latency: float | None = None
     method: Literal["magnitude", "taylor", "taylor_batches", "fisher", "random"] = "magnitude"
     block: int = 8
-    refit: bool = True
-    samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.macs is not None and self.latency is not None:
-            raise SpecError("prune: give macs or latency, not both")
-        if not 0 < self._share < 1:
-            raise SpecError(f"prune: {self._share:g}: the share that is left lies between 0 and 1")
-        if self.block < 1 or self.samples < 1:
-            raise SpecError("prune: block and samples must be 1 or more")
+        super().__post_init__()
+        if self.block < 1:
+            raise SpecError("prune: block must be 1 or more")
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The smaller program; see the class."""
@@ -67,7 +61,7 @@ class Prune(Pass):
             raise PassError(f"prune: no axis of this program can shrink: {'; '.join(reasons)}")
         scores = self._scores(program, coupling, ctx)
         if self.latency is None:
-            keep = selected(coupling, scores, self._share, self.block)
+            keep = selected(coupling, scores, self.share, self.block)
         else:
             keep = self._fitted(program, coupling, scores, ctx)
         removed = {g.name: g.size - len(keep[g.name]) for g in coupling.groups if g.name in keep}
@@ -75,21 +69,14 @@ class Prune(Pass):
         ctx.count("units", sum(removed.values()))
         smaller, copies = cut(program, keep, coupling)
         if self.refit and ctx.calib is not None:
-            data = ctx.calib.take(self.samples)
-            ctx.count("refitted", _refit.refit(program, smaller, copies, coupling, keep, data, ctx.seed))
+            self.refitted(program, smaller, copies, coupling, keep, ctx.calib.take(self.samples), ctx)
         elif self.refit:
             ctx.note("nothing is refitted: there is no calibration data")
         return smaller.retraced()
 
-    @property
-    def _share(self) -> float:
-        return self.latency if self.latency is not None else 0.5 if self.macs is None else self.macs
-
     def _fitted(self, program: Program, coupling: Coupling, scores: Scores, ctx: Context) -> dict[str, list[int]]:
         """The units that keep the latency within its share and use nine tenths of it, by bisecting multiplications."""
         assert self.latency is not None
-        if ctx.share is None:
-            raise PassError("prune: latency needs a target that is timed or predicted: give macs")
         low, high = 0.0, 1.0
         best: tuple[float, dict[str, list[int]]] | None = None
         tried: dict[int, float] = {}
@@ -102,7 +89,7 @@ class Prune(Pass):
                 continue
             work = macs(coupling, {name: len(units) for name, units in keep.items()})
             if work not in tried:
-                tried[work] = ctx.share(shrink(program, keep, coupling), program)
+                tried[work] = self.timed(ctx, shrink(program, keep, coupling), program)
             found = tried[work]
             if found <= self.latency and (best is None or found > best[0]):
                 best = found, keep
@@ -115,6 +102,8 @@ class Prune(Pass):
             raise PassError(f"prune: latency={self.latency:g} is out of reach: the fastest one tried takes {least:.3g}")
         ctx.stats["latency"] = round(best[0], 4)
         ctx.stats["tried"] = len(tried)
+        if best[0] < _USED * self.latency:
+            ctx.note(f"of {self.latency:g} of the latency {best[0]:.3g} is used: no block in between was found")
         return best[1]
 
     def _scores(self, program: Program, coupling: Coupling, ctx: Context) -> Scores:
@@ -126,6 +115,7 @@ class Prune(Pass):
         if data is None:
             raise PassError(f"prune: method={self.method} needs data: give --train or --calib, or method=magnitude")
         data = data.take(self.samples)
+        self.any_batch(program, f"method={self.method}")
         if self.method == "fisher":
             return _importance.fisher(program, coupling, data, ctx.seed)
         return _importance.taylor(program, coupling, data, batches=self.method == "taylor_batches")

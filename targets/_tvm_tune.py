@@ -33,11 +33,11 @@ _TURN_S = 0.15
 
 @dataclass(frozen=True)
 class Tuned:
-    """Tiles that were measured or remembered, and what they gave."""
+    """Tiles that were measured or remembered; their time as a share of the estimated ones', None where not measured."""
 
     tiles: tuple[tuple[Task, Tile], ...]
     tried: int
-    ratio: float
+    ratio: float | None
 
     def facts(self) -> dict[str, object]:
         """For a manifest: the tiles, which are a recorded decision; no time, which would differ each time."""
@@ -83,11 +83,14 @@ def tuned(module: Any, target: Any, simd: Simd, inputs: Sequence[Any], seconds: 
 
     Every round gives each of these tasks its next tile, builds the program once, and runs it in turn with the build of
     the estimated tiles: times are medians of ratios of the same function in the same program. What the log holds is not
-    measured again.
+    measured again: in the end it holds every task of the program, so that the next build has the same tiles.
     """
     end = time.perf_counter() + seconds
     base = _built(module, target, simd, inputs)
-    known = log.read(sorted(set(base.tasks.values())))
+    tasks = sorted(set(base.tasks.values()))
+    known = log.read(tasks)
+    if len(known) == len(tasks):
+        return Tuned(_others(known, simd), 0, None)
     shares = _by_task(base, base.times(_TURN_S * 3))
     hot = [t for t in shares if t is not None and shares[t] > _HOT * sum(shares.values()) and t not in known]
     left = {t: [c for c in ranked(t, simd) if c != choose(t, simd)][:_TRIES] for t in hot}
@@ -101,13 +104,18 @@ def tuned(module: Any, target: Any, simd: Simd, inputs: Sequence[Any], seconds: 
             best[t] = min(best[t], (ratios.get(t, 1.0), tile))
         tried += len(trial)
         longest = max(longest, time.perf_counter() - start)
-    found = {t: tile if ratio < _BETTER else choose(t, simd) for t, (ratio, tile) in best.items()}
-    tiles = read({t: tile for t, tile in (known | found).items() if tile != choose(t, simd)})
-    whole = _whole(base, _built(module, target, replace(simd, tuned=tiles), inputs)) if tiles else 1.0
-    if whole > 1:  # each alone was faster, together they are not
-        tiles, found = (), {t: choose(t, simd) for t in found}
-    log.write({t: tile for t, tile in found.items() if not left[t] or tile != choose(t, simd)})
-    return Tuned(tiles, tried, min(whole, 1.0))
+    found = {t: tile for t, (ratio, tile) in best.items() if ratio < _BETTER}
+    tiles = _others(known | found, simd)
+    whole: float | None = _whole(base, _built(module, target, replace(simd, tuned=tiles), inputs)) if tiles else 1.0
+    if whole is not None and whole > 1:  # each alone was faster, together they are not
+        tiles, found, whole = _others(known, simd), {}, None
+    log.write({t: found.get(t, choose(t, simd)) for t in tasks if t not in known})
+    return Tuned(tiles, tried, whole)
+
+
+def _others(tiles: Mapping[Task, Tile], simd: Simd) -> tuple[tuple[Task, Tile], ...]:
+    """Those that are not the estimated ones."""
+    return read({t: tile for t, tile in tiles.items() if tile != choose(t, simd)})
 
 
 def _built(module: Any, target: Any, simd: Simd, inputs: Sequence[Any]) -> _Build:
@@ -150,7 +158,7 @@ def _whole(base: _Build, other: _Build) -> float:
 
 @dataclass(frozen=True)
 class Log:
-    """Measured tiles in the cache, by task, CPU and compiler: another program with the same task finds them there."""
+    """Tiles in the cache by task, CPU, compiler and the time that was given: another program finds its tasks there."""
 
     cache: Cache
     facts: Mapping[str, Any]

@@ -56,7 +56,7 @@ def _measured(exported: Any, module: Any, machine: Any, order: dict[str, Any]) -
     from edgecompile.store import Cache
     from edgecompile.targets import _tvm_tune
 
-    facts = {"cpu": fingerprint(), "machine": machine.facts(), "versions": _versions()}
+    facts = {"cpu": fingerprint(), "machine": machine.facts(), "versions": _versions(), "s": order["tune_s"]}
     inputs = [v.detach().contiguous().numpy() for v in exported.example_inputs[0]]
     log = _tvm_tune.Log(Cache(), facts)
     return _tvm_tune.tuned(module, machine.target(), machine.simd, inputs, order["tune_s"], log)

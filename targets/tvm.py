@@ -229,6 +229,6 @@ def _notes(found: Mapping[str, Any], arch: str) -> list[str]:
     ]
     plain += [f"{name} runs in floats between integers" for name in found["between"]]
     if tuned := found.get("tuned"):
-        count, ratio = len(tuned["tiles"]), tuned["ratio"]
-        plain.append(f"tuned: {tuned['tried']} tiles tried, {count} taken, {ratio:.2f}x the time of the estimated ones")
+        ratio = "" if tuned["ratio"] is None else f", {tuned['ratio']:.2f}x the time of the estimated ones"
+        plain.append(f"tuned: {tuned['tried']} tiles tried, {len(tuned['tiles'])} not the estimated ones{ratio}")
     return plain + (_tvm_board.gpu_notes(found["gpu"], arch) if "gpu" in found else [])

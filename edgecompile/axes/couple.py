@@ -58,8 +58,8 @@ class Coupling:
 
     def of(self, weight: str, axis: int = 0) -> list[Group]:
         """The groups that an axis of a weight has a part in, in the order of its index."""
-        found = [atom for dim in [self.weights[weight][axis]] for atom in dim.atoms()]
-        return [g for g in self.groups if any(g.atom is atom for atom in found)]
+        atoms = set(self.weights[weight][axis].atoms())
+        return [g for g in self.groups if g.atom in atoms]
 
     def chosen(self, keep: Mapping[str, Sequence[int]]) -> dict[Dim, Index]:
         """Kept units by atom; raises `PassError` for a group that is not there or would keep nothing."""

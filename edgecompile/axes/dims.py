@@ -6,7 +6,7 @@ as 4 heads of 16 and as 8 groups of 8 becomes 4 times 2 times 8. What cannot be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -97,10 +97,8 @@ def unify(a: Dim, b: Dim, why: str = "its index is read in two ways that do not 
         if a.fixed:
             b.fix(a.fixed)
         return
-    if a.kind == b.kind == "product":
-        fits = _same_products(a, b, why)
-    elif a.kind == b.kind == "sum":
-        fits = _same_sums(a, b, why)
+    if a.kind == b.kind:
+        fits = _aligned(a, b, a.kind, why)
     else:
         fits = _sum_as_product(*((a, b) if a.kind == "sum" else (b, a)), why)
     if not fits:
@@ -128,7 +126,8 @@ def split(dim: Dim, sizes: Sequence[int], kind: Literal["product", "sum"], why: 
     return made
 
 
-def _same_products(a: Dim, b: Dim, why: str) -> bool:
+def _aligned(a: Dim, b: Dim, kind: Literal["product", "sum"], why: str) -> bool:
+    """Two products, or two sums, split until their parts are the same, from the last one on."""
     first, second = _parts(a), _parts(b)
     while first and second:
         x, y = first.pop(), second.pop()
@@ -137,27 +136,9 @@ def _same_products(a: Dim, b: Dim, why: str) -> bool:
             continue
         if x.size < y.size:
             x, y, first, second = y, x, second, first
-        if x.size % y.size:  # the parts of several factors: 6 * 4 beside 8 * 3
-            return False
-        pair = split(x, (x.size // y.size, y.size), "product", why)
-        if pair is None:
-            return False
-        unify(pair[1], y, why)
-        first.append(pair[0].found())
-    return True
-
-
-def _same_sums(a: Dim, b: Dim, why: str) -> bool:
-    first, second = _parts(a), _parts(b)
-    while first and second:
-        x, y = first.pop(), second.pop()
-        if x.size == y.size:
-            unify(x, y, why)
-            continue
-        if x.size < y.size:
-            x, y, first, second = y, x, second, first
-        pair = split(x, (x.size - y.size, y.size), "sum", why)
-        if pair is None:
+        rest = x.size // y.size if kind == "product" else x.size - y.size
+        pair = split(x, (rest, y.size), kind, why)
+        if pair is None:  # 6 * 4 beside 8 * 3
             return False
         unify(pair[1], y, why)
         first.append(pair[0].found())
@@ -201,7 +182,7 @@ def regrouped(old: Sequence[Dim], sizes: Sequence[int], why: str) -> list[Dim]:
     return new
 
 
-def kept(dim: Dim, chosen: dict[Dim, Index]) -> Index:
+def kept(dim: Dim, chosen: Mapping[Dim, Index]) -> Index:
     """The indices along an axis that remain when of each chosen atom these remain."""
     dim = dim.found()
     if dim.kind == "atom":
@@ -231,3 +212,12 @@ def units(dim: Dim, atom: Dim) -> Index:
     for part in parts:
         found = np.where(part[None, :] >= 0, part[None, :], found[:, None]).reshape(-1)
     return found
+
+
+def size(dim: Dim, left: Mapping[Dim, int]) -> int:
+    """How many indices an axis has when so many of each of these atoms are left."""
+    dim = dim.found()
+    if dim.kind == "atom":
+        return left.get(dim, dim.size)
+    parts = [size(p, left) for p in dim.parts]
+    return prod(parts) if dim.kind == "product" else sum(parts)

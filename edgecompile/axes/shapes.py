@@ -47,6 +47,8 @@ def squeeze(walk: Walk, node: fx.Node) -> Dims:
     x = walk.of(node.args[0])
     given = node.args[1] if len(node.args) > 1 else range(len(x))
     axes = {int(a) % len(x) for a in (given if isinstance(given, (list, tuple, range)) else [given])}  # type: ignore[arg-type]
+    for i in axes:  # one that shrank to one index would be left out too
+        x[i].fix(walk.why(node))
     return tuple(d for i, d in enumerate(x) if i not in axes or d.size != 1)
 
 

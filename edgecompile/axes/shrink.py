@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,11 +10,11 @@ import torch
 from torch import fx
 
 from edgecompile.axes.couple import Coupling, couple
-from edgecompile.axes.dims import Dim, Index, kept
+from edgecompile.axes.dims import Dim, Index, kept, size
 from edgecompile.axes.shapes import DIVIDED, FILLED, VIEWS
 from edgecompile.errors import PassError
 from edgecompile.program import Program
-from edgecompile.rewrite import argument, map_weights
+from edgecompile.rewrite import argument, copied, map_weights
 
 aten = torch.ops.aten
 
@@ -41,11 +40,12 @@ def cut(
         for axis, dim in enumerate(dims)
         if len(index := kept(dim, chosen)) != dim.size
     }
-    made, new = _copied(program)
+    made, new = copied(program)
+    sizes = {atom: len(index) for atom, index in chosen.items()}
     for node, other in new.items():
         rewrite = _REWRITES.get(cast(Any, node.target)) if node.op == "call_function" else None
         if rewrite is not None:
-            rewrite(_Change(coupling, chosen, node, other))
+            rewrite(_Change(coupling, sizes, node, other))
 
     def left(name: str, value: torch.Tensor) -> torch.Tensor:
         for axis in range(value.dim()):
@@ -56,12 +56,6 @@ def cut(
     map_weights(made, left)
     made.graph.recompile()
     return dataclasses.replace(made, kept=_history(program, found)), new
-
-
-def _copied(program: Program) -> tuple[Program, dict[fx.Node, fx.Node]]:
-    """A clone, and its nodes by those of the program."""
-    made = program.clone()
-    return made, dict(zip(program.graph.graph.nodes, made.graph.graph.nodes, strict=True))
 
 
 def _history(program: Program, found: Mapping[tuple[str, int], Index]) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -78,18 +72,13 @@ class _Change:
     """A node of the program, its copy, and what is left of each axis."""
 
     coupling: Coupling
-    chosen: dict[Dim, Index]
+    left: Mapping[Dim, int]
     node: fx.Node
     copy: fx.Node
 
     def size(self, dim: Dim) -> int:
         """How many indices of an axis are left."""
-        dim = dim.found()
-        if dim.kind == "product":
-            return math.prod(map(self.size, dim.parts))
-        if dim.kind == "sum":
-            return sum(map(self.size, dim.parts))
-        return len(self.chosen[dim]) if dim in self.chosen else dim.size
+        return size(dim, self.left)
 
     def changed(self, dim: Dim) -> bool:
         """Whether something of an axis is removed."""
@@ -121,8 +110,8 @@ def _view(change: _Change) -> None:
     aligned = change.node.target not in (aten.flatten.using_ints, aten.unflatten.int)
     old = cast("Sequence[Any]", change.copy.args[1]) if aligned else [-1] * len(change.result)
     given: list[Any] = []
-    for value, size, dim in zip(old, change.node.meta["val"].shape, change.result, strict=True):
-        given.append(change.size(dim) if isinstance(size, int) else -1 if change.changed(dim) else value)
+    for value, was, dim in zip(old, change.node.meta["val"].shape, change.result, strict=True):
+        given.append(change.size(dim) if isinstance(was, int) else -1 if change.changed(dim) else value)
     if given.count(-1) > 1:
         sizes = change.node.meta["val"].shape
         given = [

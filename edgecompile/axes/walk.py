@@ -118,7 +118,7 @@ class Walk:
             self.fix(source, why)
         value = node.meta["val"]
         if isinstance(value, Tensor):
-            return tuple(Dim(s, why) for s in self.sizes(node))
+            return self.fresh(node, why)
         return [tuple(Dim(self.size(s), why) for s in v.shape) if isinstance(v, Tensor) else () for v in value]
 
     def sizes(self, node: fx.Node) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from math import prod
 from torch import fx
 
 from edgecompile.axes.couple import Coupling, Group
-from edgecompile.axes.dims import Dim
+from edgecompile.axes.dims import Dim, size
 from edgecompile.axes.walk import PRIMES
 
 
@@ -22,7 +22,8 @@ class Work:
     def __init__(self, coupling: Coupling) -> None:
         self._nodes = [(node, term) for node, terms in coupling.work.items() for term in terms]
         self._terms = [term for _, term in self._nodes]
-        self._left = {g.atom: g.size for g in coupling.groups}
+        atoms = {atom for term in self._terms for dim in term for atom in dim.atoms()}
+        self._left = {atom: 1 for atom in atoms if atom.size in PRIMES} | {g.atom: g.size for g in coupling.groups}
         by_atom: dict[Dim, list[int]] = defaultdict(list)
         for index, term in enumerate(self._terms):
             for atom in {atom for dim in term for atom in dim.atoms()}:
@@ -61,15 +62,7 @@ class Work:
             self._values[index] = self._term(index)
 
     def _term(self, index: int) -> int:
-        return prod(self._size(dim) for dim in self._terms[index])
-
-    def _size(self, dim: Dim) -> int:
-        dim = dim.found()
-        if dim.kind == "product":
-            return prod(self._size(p) for p in dim.parts)
-        if dim.kind == "sum":
-            return sum(self._size(p) for p in dim.parts)
-        return 1 if dim.size in PRIMES else self._left.get(dim, dim.size)
+        return prod(size(dim, self._left) for dim in self._terms[index])
 
 
 def macs(coupling: Coupling, keep: Mapping[str, int] | None = None) -> int:

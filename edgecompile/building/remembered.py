@@ -21,8 +21,8 @@ def remembered(
     from edgecompile.measure import machine
 
     def apply(one: Pass, program: Program, ctx: Context) -> Program:
-        if one.exact:
-            shop.tell("exact passes", 0, 1)
+        if one.exact or one.times:
+            shop.tell("exact passes" if one.exact else f"running {one.name}", 0, 1)
             return one.run(program, ctx)
         searches = ctx.drop is not None and ctx.max_drop is not None
         if not type(one).__module__.startswith("edgecompile.") or (searches and shop.score and shop.score.function):

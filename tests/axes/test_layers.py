@@ -218,10 +218,14 @@ def test_what_is_fixed_says_why() -> None:
     made = program(lambda m, x: m.b(torch.cumsum(m.a(x), -1)).sort(-1).values, WORDS, **linears(a=(24, 10), b=(10, 3)))
     coupling = couple(made)
     assert coupling.groups == ()
-    why = "cumsum (cumsum) of function needs its indices as they are"
-    assert coupling.fixed["a.weight", 0].startswith("cumsum (cumsum) of "), why
+    assert coupling.fixed["a.weight", 0].startswith("cumsum (cumsum) of ")
     assert coupling.fixed["a.weight", 1] == "it is an axis of the input x"
     assert coupling.fixed["b.weight", 0].startswith("sort (sort) of ")
+
+
+def test_an_axis_that_might_be_squeezed_away_stays() -> None:
+    made = program(lambda m, x: m.b(m.a(x)[:, None].squeeze()), (2, 6), **linears(a=(6, 10), b=(10, 3)))
+    assert couple(made).groups == ()
 
 
 def test_no_group_and_no_unit_of_that_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgecompile.pass_manager import Context
 from edgecompile.passes import _importance, _refit
 from edgecompile.passes.prune import Prune, selected, step_of
 from edgecompile.program import Program
+from edgecompile.store import Cache
 
 
 class Small(nn.Module):
@@ -124,7 +126,7 @@ def test_one_layer_is_solved_as_least_squares_solves_it(program: Program) -> Non
     coupling = couple(program)
     keep = {"one.weight:0": list(range(0, 24, 2))}
     smaller, copies = cut(program, keep, coupling)
-    assert _refit.refit(program, smaller, copies, coupling, keep, data(256), 0) == 5  # all but the depthwise layer
+    assert _refit.refit(program, smaller, copies, coupling, keep, data(256), 0) == _refit.Refitted(5, ("deep",), 256)
     hidden: list[Tensor] = []
     (x,) = data(256).inputs
     module = torch.fx.Interpreter(program.graph)
@@ -158,6 +160,13 @@ def test_refitting_lessens_the_error(program: Program, method: Any) -> None:
         for refit in (False, True)
     )
     assert error(refitted, program) < 0.5 * error(plain, program)
+
+
+def test_what_is_not_refitted_is_told(program: Program) -> None:
+    ctx = context(program)
+    Prune(macs=0.8).run(program.clone(), ctx)
+    assert ctx.notes == ["not refitted (grouped, tied or large): deep"]
+    assert (ctx.stats["refitted"], ctx.stats["refit_samples"]) == (5, 64)
 
 
 def test_nothing_removed_and_everything_refitted_is_the_same_network(program: Program) -> None:
@@ -228,7 +237,7 @@ def test_refusals(program: Program) -> None:
         Prune(macs=0.01).run(program.clone(), context(program))
     with pytest.raises(PassError, match=r"method=taylor needs data: give --train or --calib, or method=magnitude"):
         Prune(method="taylor").run(program.clone(), context(program, calib=None))
-    with pytest.raises(PassError, match=r"needs data with classes"):
+    with pytest.raises(PassError, match=r"needs one class a sample"):
         Prune(method="taylor").run(program.clone(), context(program, calib=data(classes=None)))
     with pytest.raises(PassError, match=r"labels go from 0 to 8, and the model has classes 0 to 4"):
         Prune(method="taylor").run(program.clone(), context(program, calib=data(classes=9)))
@@ -237,6 +246,33 @@ def test_refusals(program: Program) -> None:
     alone = Program.capture(nn.Linear(4, 3), (torch.randn(2, 4),))
     with pytest.raises(PassError, match=r"no axis of this program can shrink: it is an axis of the output"):
         Prune().run(alone, context(alone))
+    fixed = program.specialised(2)
+    for one, what in ((Prune(), "refit .refit=False leaves it out."), (Prune(method="fisher"), "method=fisher")):
+        with pytest.raises(PassError, match=rf"prune: {what} needs a dynamic batch, and the program's is fixed at 2"):
+            one.run(fixed.clone(), context(fixed))
     ctx = context(program, calib=None)
     Prune(macs=0.7).run(program.clone(), ctx)
     assert ctx.notes == ["nothing is refitted: there is no calibration data"]
+
+
+def test_a_share_of_the_latency_is_never_taken_from_the_cache(program: Program, tmp_path: Path) -> None:
+    """It stands for one device and hides the recorded answers; each answer is kept by itself."""
+    from edgecompile.building.remembered import remembered
+
+    class Shop:
+        score = evaluate = None
+
+        def tell(self, what: str, done: int, total: int) -> None:
+            pass
+
+    apply = remembered(Cache(tmp_path), {}, Shop(), "teacher")  # type: ignore[arg-type]
+    widths = []
+    for fixed_part in (0.0, 0.3):  # two devices
+
+        def share(one: Program, of: Program, fixed_part: float = fixed_part) -> float:
+            return fixed_part + (1 - fixed_part) * macs(couple(one)) / macs(couple(of))
+
+        made = apply(Prune(latency=0.7, block=2, refit=False), program, context(program, share=share))
+        widths.append(macs(couple(made)))
+    assert widths[1] < widths[0]
+    assert not (tmp_path / "entries").exists()
