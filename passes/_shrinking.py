@@ -26,11 +26,11 @@ class Shrinking(Pass):
 
     def __post_init__(self) -> None:
         if self.macs is not None and self.latency is not None:
-            raise SpecError(f"{self.name}: give macs or latency, not both")
+            raise SpecError("give macs or latency, not both")
         if not 0 < self.share < 1:
-            raise SpecError(f"{self.name}: {self.share:g}: the share that is left lies between 0 and 1")
+            raise SpecError(f"{self.share:g}: the share that is left lies between 0 and 1")
         if self.samples < 1:
-            raise SpecError(f"{self.name}: samples must be 1 or more")
+            raise SpecError("samples must be 1 or more")
 
     @property
     def share(self) -> float:

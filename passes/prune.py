@@ -51,7 +51,7 @@ class Prune(Shrinking):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block < 1:
-            raise SpecError("prune: block must be 1 or more")
+            raise SpecError("block must be 1 or more")
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The smaller program; see the class."""
