@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from edgecompile.errors import EdgeCompileError, PassError, SpecError, near
@@ -27,7 +28,9 @@ class Context:
 
     `drop` builds a program for the target, runs it on the evaluation data and says how many percent points of the
     score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows. `share` says
-    what part of another program's latency one takes on the target, measured or predicted; it takes seconds.
+    what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `work` is a
+    folder for what a run that is killed goes on from. `decide` gives the recorded choice of a name, or records the
+    found one. `tell` says how far a pass is.
     """
 
     teacher: Program
@@ -39,6 +42,9 @@ class Context:
     max_drop: float | None = None
     drop: Callable[[Program], float] | None = None
     share: Callable[[Program, Program], float] | None = None
+    work: Path | None = None
+    decide: Callable[[str, str], str] = lambda name, found: found
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None
     stats: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -66,11 +72,18 @@ class Pass(ABC):
     """An exact pass that edits its program in place and makes nodes by `rewrite.call` alone, which keeps their types:
     a run of such passes is retraced once, behind the last."""
 
+    heals: ClassVar[bool] = False
+    """It changes weights alone and sees to it itself that they get better: it is not asked whether it is faster."""
+
     @property
     def times(self) -> bool:
         """Whether it asks how long programs take: those answers are recorded one by one, so that its result is not
         kept in the cache, where it would hide them and stand for another device."""
         return False
+
+    def settled(self, program: Program, ctx: Context) -> Pass:
+        """The pass with what it finds by timing made a number, a recorded decision: its result is fixed then."""
+        return self
 
     keep: Literal["if_it_pays", "always"] = field(default="if_it_pays", kw_only=True)
 
@@ -238,7 +251,7 @@ def _priced(program: Program, result: Program, step: Step, pricer: Pricer | None
     if pricer is None or not step.changed:
         return result, step
     started = time.monotonic()
-    lossy = not all(p.exact for p in step.passes)
+    lossy = not all(p.exact or p.heals for p in step.passes)
     before, after, pays, why = pricer.price(program, result, lossy)
     keep = pays or not lossy or step.passes[0].keep == "always"
     reason = f"kept although {why}" if keep and not pays else why
@@ -278,10 +291,11 @@ def show(passes: Iterable[Pass]) -> str:
     return show_calls(Call(p.name, options_of(p)) for p in passes)
 
 
-def check_data(passes: Sequence[Pass], calib: Dataset | None) -> None:
+def check_data(passes: Sequence[Pass], calib: Dataset | None, train: Dataset | None = None) -> None:
     """Fail before minutes are spent when a pass will want data that nobody gave."""
-    wanting = [p.name for p in passes if cast(bool, getattr(p, "needs_calib", False))]
-    if wanting and calib is None:
-        raise PassError(
-            f"{', '.join(wanting)}: needs calibration data: give --calib with images, an .npz or module:function"
-        )
+    for what, flag, data in (("calib", "calibration", calib), ("train", "training", train)):
+        wanting = [p.name for p in passes if cast(bool, getattr(p, f"needs_{what}", False))]
+        if wanting and data is None:
+            raise PassError(
+                f"{', '.join(wanting)}: needs {flag} data: give --{what} with images, an .npz or module:function"
+            )

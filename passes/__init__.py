@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
     "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
     "prune": "edgecompile.passes.prune:Prune",
+    "distill": "edgecompile.passes.distill:Distill",
     "quantize": "edgecompile.passes.quantize:Quantize",
     "compress_weights": "edgecompile.passes.compress_weights:CompressWeights",
     "palettize": "edgecompile.passes.palettize:Palettize",

@@ -53,6 +53,11 @@ class Prune(Shrinking):
         if self.block < 1:
             raise SpecError("block must be 1 or more")
 
+    @property
+    def reads_train(self) -> bool:
+        """Gradients are of training data where there is any."""
+        return self.method not in ("magnitude", "random")
+
     def run(self, program: Program, ctx: Context) -> Program:
         """The smaller program; see the class."""
         coupling = couple(program)

@@ -25,6 +25,7 @@ SPECIAL: dict[str, Any] = {
     "max_drop": "1pp",
     "max_size": "30%",
     "tune": "20m",
+    "train_budget": "10m",
 }
 
 
@@ -97,7 +98,7 @@ def test_what_is_shown_of_a_build_has_keys_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[build]\nsed = 1\n", "{path}:2: unknown key 'sed'; did you mean seed? (known: batch, calib, "),
+        ("[build]\nsed = 1\n", "{path}:2: unknown key 'sed'; did you mean seed? (known: augment, batch, "),
         ("[build]\nseed = 1\nmax-latncy = '4ms'\n", "{path}:3: unknown key 'max_latncy'; did you mean max_latency?"),
         ("[build]\nbatch = 'four'\n", "{path}:2: build.batch: expected int, got 'four'"),
         ("[build]\n\nbatch = 0\n", "{path}:3: build: --batch 0: must be 1 or more"),

@@ -37,6 +37,8 @@ class BuildOptions:
     calib: str | None = _help("Calibration data: .npz, .npy, a folder of images, a .txt or module:function.")
     eval: str | None = _help("Evaluation data, in the same forms; with labels where there are any.")
     train: str | None = _help("Training data, in the same forms.")
+    train_budget: str | None = _help("How long training may take: 10m, 90s or 1h; made a number of steps once.")
+    augment: str = _help("What is done to training pictures: flip,shift=4 or module:function.", "")
     labels: str | None = _help("Labels of the evaluation images: one 'file label' a line.")
     score: str | None = _help("The score: module:function of (outputs, targets) to a percentage.")
     weights: str | None = _help("Weights for a module:function model: .safetensors, or a state dict in .pt.")
@@ -64,8 +66,9 @@ class BuildOptions:
             raise SpecError(f"--threads {self.threads}: must be 1 or more")
         if self.threads is not None and self.threads > _MAX_THREADS:
             raise SpecError(f"--threads {self.threads}: more than {_MAX_THREADS}")
-        if self.tune is not None:
-            parse_duration(self.tune, "--tune")
+        for given, flag in ((self.tune, "--tune"), (self.train_budget, "--train-budget")):
+            if given is not None:
+                parse_duration(given, flag)
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
         for option in dataclasses.fields(self):

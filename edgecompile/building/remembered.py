@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from edgecompile.building.workshop import Workshop
@@ -21,6 +22,7 @@ def remembered(
     from edgecompile.measure import machine
 
     def apply(one: Pass, program: Program, ctx: Context) -> Program:
+        one = one.settled(program, ctx)
         if one.exact or one.times:
             shop.tell("exact passes" if one.exact else f"running {one.name}", 0, 1)
             return one.run(program, ctx)
@@ -47,11 +49,13 @@ def remembered(
 
         def fill(folder: Path) -> None:
             shop.tell(f"running {one.name}", 0, 1)
-            made.append(one.run(program.clone(), ctx).retraced())
+            work = replace(ctx, work=cache.unfinished(name))
+            made.append(one.run(program.clone(), work).retraced())
             program_file.save(made[0], folder)
             (folder / "said.json").write_text(json.dumps({"stats": ctx.stats, "notes": ctx.notes}))
 
         folder = cache.get(name) or cache.put(name, fill)
+        cache.finished(name)
         said = json.loads((folder / "said.json").read_text())
         ctx.stats.update(said["stats"])
         ctx.notes[:] = said["notes"]

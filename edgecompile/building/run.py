@@ -110,7 +110,7 @@ def _run(
     score = choose_score(teacher, evaluate, options.score) if evaluate is not None else None
     recorded = _recorded(options.decisions)
     passes, chosen, why = choose(job, teacher, calib, recorded)
-    check_data(passes, calib)
+    check_data(passes, calib, train)
     _unread(options, passes)
     exact = _exact(teacher, job, passes, observers, begun, tell)
     baseline, _ = exact
@@ -154,6 +154,8 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
         shop.share,
+        decide=shop.decide,
+        tell=shop.tell,
     )
     manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop, exact)
@@ -242,7 +244,7 @@ def choose(
         text, why = "", "exact passes only: the drop budget is 0"
     else:
         text, why = "quantize", "there is calibration data, and the target has integer kernels"
-    given = tuple(_with_kept(p, options.keep_float) for p in parse(text, PASSES))
+    given = tuple(_trained_so(_with_kept(p, options.keep_float), options) for p in parse(text, PASSES))
     return (*exact, *given, *last), show(given), why
 
 
@@ -254,13 +256,28 @@ def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
     return replace(one, keep_float=tuple(dict.fromkeys((*own, *globs))))  # type: ignore[call-arg]
 
 
+def _trained_so(one: Pass, options: BuildOptions) -> Pass:
+    """`--train-budget` and `--augment` for a pass that trains and does not say so itself."""
+    fields: dict[str, Any] = {}
+    if getattr(one, "needs_train", False):
+        if options.train_budget and all(getattr(one, n, None) is None for n in ("time", "steps", "epochs")):
+            fields["time"] = options.train_budget
+        if options.augment and not getattr(one, "augment", None):
+            fields["augment"] = options.augment
+    return replace(one, **{name: value for name, value in fields.items() if hasattr(one, name)})
+
+
 def _unread(options: BuildOptions, passes: tuple[Pass, ...]) -> None:
     """Refuse options that nothing of this build would read, rather than ignore them."""
     if options.keep_float and not any(hasattr(p, "keep_float") for p in passes):
         raise SpecError(f"--keep-float {options.keep_float[0]}: no pass of this build quantizes: drop it")
     if options.labels and options.eval is None:
         raise SpecError(f"--labels {options.labels}: labels belong to --eval, which is not given")
-    if options.train and not any(getattr(p, "needs_train", False) for p in passes):
+    trains = any(getattr(p, "needs_train", False) for p in passes)
+    for value, flag in ((options.train_budget, "--train-budget"), (options.augment, "--augment")):
+        if value and not trains:
+            raise SpecError(f"{flag} {value}: no pass of this build trains: drop it")
+    if options.train and not trains and not any(getattr(p, "reads_train", False) for p in passes):
         raise SpecError(f"--train {options.train}: no pass of this build trains: drop it")
 
 

@@ -113,6 +113,20 @@ class Cache:
             self._say(f"not cached: {error}")
             return _private(fill)
 
+    def unfinished(self, key: str) -> Path | None:
+        """A folder in which work on `key` keeps what it needs to go on after it was killed; None where none can be."""
+        folder = self.root / "unfinished" / key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._say(f"{self.root}: unfinished work is not kept: {error.strerror}")
+            return None
+        return folder
+
+    def finished(self, key: str) -> None:
+        """The work on `key` is done: what it kept is removed."""
+        shutil.rmtree(self.root / "unfinished" / key, ignore_errors=True)
+
     def _enter(self, key: str, folder: Path) -> Path:
         # Not synced to disk: what a power cut tears, the hash finds on reading.
         (folder / "sha256").write_text(settle(folder / "content", durable=False))

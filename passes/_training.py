@@ -1,0 +1,223 @@
+"""The training loop of distillation: seeded by step, so that a run that was killed goes on to the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecompile.passes import _norms
+from edgecompile.passes._checkpoint import Checkpoint, State
+from edgecompile.passes._samples import Augment, Samples, augmented
+from edgecompile.passes._taps import tapped
+from edgecompile.passes._terms import Terms
+from edgecompile.passes._trainable import gradients, running, trainable
+from edgecompile.program import Program
+
+Tell = Callable[[str, int, int], None]
+_CLIP = 1.0
+LOOKS = 8
+"""How often the held-out samples are looked at."""
+_BALANCE, _NORMS = 4, 16
+"""Batches from which weights are balanced, and from which batch norms are measured."""
+_ROLLBACKS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How long and how fast: `rate` is the highest learning rate, reached after `warmup` of the steps, 0 at the end."""
+
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+    bfloat16: bool = False
+    warmup: float = 0.05
+    decay: float = 0.01
+    augment: Augment | None = None
+    device: str = "cpu"
+
+
+class Training:
+    """One run: the student is changed in place, and ends with the weights that did best on the held-out samples."""
+
+    def __init__(
+        self, student: Program, teacher: Program, terms: Terms, samples: Samples, held: Samples, setting: Setting
+    ) -> None:
+        self.student, self.terms, self.samples, self.held, self.setting = student, terms, samples, held, setting
+        self.teacher = _placed(tapped(teacher, terms.teacher_nodes, own=True), setting.device)
+        _placed(student.graph, setting.device)
+        self.learner = tapped(student, terms.student_nodes, training=True)
+        self.reader = tapped(student, terms.student_nodes)
+        self.trained = trainable(student)
+        decayed = [w for w in self.trained.values() if w.dim() > 1]
+        plain = [w for w in self.trained.values() if w.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": setting.decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=setting.rate)
+
+    def run(self, folder: Path | None, tell: Tell) -> State:
+        """Train; a checkpoint in the folder is gone on from, and kept there while this runs."""
+        last = Checkpoint(self._all(), self.optimizer, folder)
+        state = last.resumed() or State()
+        if not state.weights:
+            state.weights = self._balanced()
+            self._look(state, measured=False)
+            state.first_loss = state.best_loss
+            self._look(state)
+        with gradients(self.trained.values()):
+            while state.step < self.setting.steps:
+                if not self._advance(state):
+                    self._back(state, last)
+                    continue
+                state.step += 1
+                tell("training", state.step, self.setting.steps)
+                if state.step == self.setting.steps or state.step % self._every() == 0:
+                    self._look(state)
+                last.offer(state)
+        for name, value in state.best.items():
+            self._all()[name].data.copy_(value)
+        return state
+
+    def finish(self) -> None:
+        """The student is where it was before, as it was laid out before."""
+        self.student.graph.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def try_out(self, steps: int) -> None:
+        """So many steps as they will be, of which nothing is left; the first ones are slower."""
+        state = State(weights=self._balanced())
+        before = Checkpoint(self._all(), self.optimizer, None)
+        with gradients(self.trained.values()):
+            for _ in range(steps):
+                self._advance(state)
+                state.step += 1
+        before.restore(state)
+
+    def _every(self) -> int:
+        return max(1, -(-self.setting.steps // LOOKS))
+
+    def _advance(self, state: State) -> bool:
+        """One step; false, with nothing changed, where the loss or a gradient is not finite."""
+        setting, step = self.setting, state.step
+        inputs, targets = self._batch(step)
+        rate = setting.rate * state.scale * schedule(step, setting.steps, setting.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts = self.terms.values(self._teach(inputs), self._seen(self.learner, inputs), inputs, targets)
+        loss = sum(w * p for w, p in zip(state.weights, parts, strict=True))
+        assert isinstance(loss, Tensor)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), _CLIP)
+        if not bool(torch.isfinite(loss.detach()) & torch.isfinite(norm)):
+            return False
+        self.optimizer.step()
+        return True
+
+    def _batch(self, step: int) -> tuple[list[Tensor], Tensor | None]:
+        """The samples of a step: epochs are permutations, and what remains of one is left out."""
+        setting = self.setting
+        size = min(setting.batch, len(self.samples))
+        epoch, place = divmod(step, len(self.samples) // size)
+        order = torch.randperm(len(self.samples), generator=seeded(setting.seed, 1, epoch))
+        inputs, targets = self.samples.at(order[place * size : (place + 1) * size])
+        if setting.augment is not None:
+            inputs = augmented(setting.augment, inputs, seeded(setting.seed, 2, step))
+        return [_tensor(t, setting.device) for t in inputs], None if targets is None else targets.to(setting.device)
+
+    def _seen(self, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        with torch.autocast(self.setting.device.partition(":")[0], torch.bfloat16, enabled=self.setting.bfloat16):
+            return module(*inputs)
+
+    def _teach(self, inputs: Sequence[Tensor]) -> Any:
+        with torch.no_grad():
+            return self._seen(self.teacher, inputs)
+
+    def look(self) -> None:
+        """What a look costs, without anything that comes of it."""
+        self._look(State(weights=[1.0] * len(self.terms.losses)))
+
+    def _look(self, state: State, measured: bool = True) -> None:
+        """Measure the batch norms, and keep the weights if the held-out samples' loss is the least so far."""
+        size = min(self.setting.batch, len(self.samples))
+        if measured:
+            _norms.measure(self.student, (self._batch(i)[0] for i in range(min(_NORMS, len(self.samples) // size))))
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in self.held.batches(size):
+                placed = [_tensor(t, self.setting.device) for t in inputs]
+                told = None if targets is None else targets.to(self.setting.device)
+                parts = self.terms.values(self.teacher(*placed), self.reader(*placed), placed, told)
+                total += len(inputs[0]) * float(sum(w * p for w, p in zip(state.weights, parts, strict=True)))
+                count += len(inputs[0])
+        found = total / max(1, count)
+        if found < state.best_loss or not state.best:
+            state.best_step, state.best_loss = state.step, found if math.isfinite(found) else math.inf
+            state.best = {name: value.detach().clone() for name, value in self._all().items()}
+
+    def _balanced(self) -> list[float]:
+        """The weights of the terms: those given, the others such that all gradients are as long as the first's."""
+        given = self.terms.given
+        if len(given) == 1 or all(w is not None for w in given):
+            return [1.0 if w is None else w for w in given]
+        norms = [0.0] * len(given)
+        with gradients(self.trained.values()):
+            for i in range(_BALANCE):
+                inputs, targets = self._batch(i)
+                parts = self.terms.values(self._teach(inputs), self._seen(self.reader, inputs), inputs, targets)
+                for place, part in enumerate(parts):
+                    found = torch.autograd.grad(
+                        part, list(self.trained.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    norms[place] += float(torch.stack([g.float().norm() for g in found]).norm())
+        first = next((n for n in norms if n > 0 and math.isfinite(n)), 1.0)
+        return [
+            w if w is not None else first / n if n > 0 and math.isfinite(n) else 1.0
+            for w, n in zip(given, norms, strict=True)
+        ]
+
+    def _back(self, state: State, last: Checkpoint) -> None:
+        """To the last checkpoint, at half the rate."""
+        at = state.step
+        state.rollbacks += 1
+        if state.rollbacks > _ROLLBACKS:
+            state.said.append(f"stopped at step {at + 1}: the loss was not finite there {_ROLLBACKS + 1} times")
+            state.step = self.setting.steps
+            return
+        last.restore(state)
+        state.scale /= 2
+        state.said.append(f"the loss was not finite at step {at + 1}: back to step {state.step}, at half the rate")
+
+    def _all(self) -> dict[str, Tensor]:
+        """Everything that training changes: weights, and what batch norms remember."""
+        return {**self.trained, **running(self.student)}
+
+
+def _placed(module: nn.Module, device: str) -> nn.Module:
+    """The module on a device, its filters laid out channels last."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _tensor(tensor: Tensor, device: str) -> Tensor:
+    tensor = tensor.to(device)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """A linear rise, then a half cosine to 0: in parts of the highest rate."""
+    rise = max(1, round(steps * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def seeded(*parts: int) -> torch.Generator:
+    """A generator of its own for each epoch and step: nothing random has to be remembered."""
+    value = 0
+    for part in parts:
+        value = (value * 6364136223846793005 + part + 1442695040888963407) % (1 << 63)
+    return torch.Generator().manual_seed(value)

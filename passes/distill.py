@@ -1,0 +1,169 @@
+"""Distillation: what is left of a teacher is trained to answer as the teacher does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar, Literal
+
+from edgecompile.data import Interface, digest_of
+from edgecompile.errors import PassError, SpecError
+from edgecompile.measure import machine
+from edgecompile.pass_manager import Context, Pass
+from edgecompile.passes import _norms
+from edgecompile.passes._norms import Inserted
+from edgecompile.passes._samples import augmentation, gather
+from edgecompile.passes._terms import Terms, parse_losses
+from edgecompile.passes._training import LOOKS, Setting, Training
+from edgecompile.program import Program
+from edgecompile.rewrite import aten
+from edgecompile.spec import parse_duration
+
+_HELD, _MOST_HELD = 0.05, 1024
+_EPOCHS, _LEAST_STEPS = 4, 600
+_RATES = {"normed": 3e-3, "plain": 3e-4}
+_TRIED = 6
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Train the program on `--train` data to give what the teacher gives; it is as fast as before.
+
+    Before: `%conv2d_1 = conv2d(%relu, w: float32[40, 32, 3, 3], b)`, cut by `prune`, say
+
+    After: the same, with other numbers in `w` and `b`
+
+    The student came from its teacher, so values between layers pair themselves (`losses=mse` and others), and where
+    channels were cut, the teacher's are picked. `losses` is a list such as `kl(temperature=4), mse(weight=0.5)`, or
+    `module:function` of (student outputs, teacher outputs, targets); terms without a weight are balanced by the norms
+    of their gradients. By default classes are compared by `kl`, and other outputs by `outputs`. Labels are not needed.
+
+    Batch norms that were folded are put back behind their convolutions while this lasts. `steps`, `epochs` or `time`
+    (`10m`, made a number of steps once) say how long; `augment` is `flip,shift=4` or a function of your own. Some of
+    the data is held out, and the weights that did best on it are kept, those of before included. AdamW, a warm-up and a
+    half cosine. Checkpoints are kept in the cache's folder: a build that was killed goes on from the last.
+
+    Refuses: no training data, losses that find nothing to compare.
+    """
+
+    name: ClassVar[str] = "distill"
+    needs_train: ClassVar[bool] = True
+    heals: ClassVar[bool] = True
+
+    losses: str = ""
+    epochs: float | None = None
+    steps: int | None = None
+    time: str | None = None
+    batch: int = 128
+    rate: float | None = None
+    decay: float = 0.01
+    augment: str = ""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if sum(v is not None for v in (self.epochs, self.steps, self.time)) > 1:
+            raise SpecError("give one of epochs, steps and time")
+        if self.epochs is not None and not 0 <= self.epochs < 1e6:
+            raise SpecError(f"epochs={self.epochs:g}: a number from 0 up")
+        if self.steps is not None and self.steps < 0:
+            raise SpecError(f"steps={self.steps}: a number from 0 up")
+        if self.batch < 2:
+            raise SpecError(f"batch={self.batch}: 2 is the least")
+        if self.rate is not None and not 0 < self.rate < 1e3:
+            raise SpecError(f"rate={self.rate:g}: a learning rate is above 0")
+        if self.decay < 0:
+            raise SpecError(f"decay={self.decay:g}: 0 or more")
+        if self.time is not None:
+            parse_duration(self.time, "time")
+        if self.losses:
+            parse_losses(self.losses)
+        augmentation(self.augment)
+
+    def settled(self, program: Program, ctx: Context) -> Distill:
+        """A time made a number of steps by timing some; the number is recorded."""
+        if self.time is None:
+            return self
+        name = f"steps:{self.time}:{digest_of(program)[:12]}"
+        return replace(self, time=None, steps=int(ctx.decide(name, str(self._fitting(program.clone(), ctx)))))
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        """The trained program, or the same where training made nothing better; see the class."""
+        if self.time is not None:
+            return self.settled(program, ctx).run(program, ctx)
+        with TemporaryDirectory(prefix="edgecompile-distill-") as text:
+            training, inserted = self._ready(program, ctx, Path(text))
+            state = training.run(ctx.work, ctx.tell)
+            training.finish()
+            _norms.fold(program, inserted)
+        ctx.stats["batch_norms"] = len(inserted)
+        ctx.stats["steps"] = state.step
+        ctx.stats["loss"] = round(state.first_loss, 5)
+        ctx.stats["loss_after"] = round(state.best_loss, 5)
+        for line in state.said:
+            ctx.note(line)
+        if state.best_step == 0 and state.step:
+            ctx.note("training made nothing better on the samples held out: the weights are those of before")
+        return program
+
+    def _ready(self, program: Program, ctx: Context, folder: Path) -> tuple[Training, list[Inserted]]:
+        """Everything in its place for the first step; the program has its batch norms."""
+        if ctx.train is None:
+            raise PassError("distill: needs training data: give --train with images, an .npz or module:function")
+        samples = gather(ctx.train, folder)
+        cut = len(samples) - min(_MOST_HELD, max(1, int(len(samples) * _HELD)))
+        size = program.batch or min(self.batch, cut)
+        if cut < max(size, 2) or (program.batch is not None and len(samples) - cut < size):
+            fixed = f", and the program takes batches of {size} only" if program.batch is not None else ""
+            raise PassError(f"distill: {ctx.train.name} has {len(samples)} samples, of which some are held out{fixed}")
+        learned, held = samples.part(0, cut), samples.part(cut, len(samples))
+        batches = [learned.part(i, i + size).inputs for i in range(0, min(cut, 4 * size) - size + 1, size)]
+        inserted = _norms.insert(program, _norms.candidates(program, ctx.teacher), batches)
+        normed = bool(inserted) or any(n.target is aten.batch_norm.default for n in program.graph.graph.nodes)
+        setting = Setting(
+            steps=self._steps(cut // size),
+            batch=size,
+            rate=self.rate or _RATES["normed" if normed else "plain"],
+            seed=ctx.seed,
+            bfloat16=self._bfloat16(),
+            decay=self.decay,
+            augment=augmentation(self.augment),
+            device=self.device,
+        )
+        terms = self._terms(program, ctx, samples.targets is not None)
+        return Training(program, ctx.teacher, terms, learned, held, setting), inserted
+
+    def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
+        text = self.losses
+        if not text:
+            text = "kl" if Interface.of(program).classes is not None else "outputs"
+            ctx.note(f"losses: {text}")
+        return Terms.of(program, ctx.teacher, parse_losses(text), labelled)
+
+    def _steps(self, epoch: int) -> int:
+        if self.steps is not None:
+            return self.steps
+        return max(_EPOCHS * epoch, _LEAST_STEPS) if self.epochs is None else round(self.epochs * epoch)
+
+    def _fitting(self, program: Program, ctx: Context) -> int:
+        """How many steps the time allows, looks at the held-out samples included."""
+        with TemporaryDirectory(prefix="edgecompile-distill-") as text:
+            training, _ = self._ready(program, replace(ctx, stats={}, notes=[]), Path(text))
+            began = time.monotonic()
+            training.try_out(_TRIED)
+            each = (time.monotonic() - began) / _TRIED
+            began = time.monotonic()
+            training.look()
+            looks = LOOKS * (time.monotonic() - began)
+        return max(1, int((parse_duration(self.time or "", "time") - looks) / each))
+
+    def _bfloat16(self) -> bool:
+        """Whether products are in bfloat16: where the processor has it, unless said otherwise."""
+        if self.precision != "auto":
+            return self.precision == "bfloat16"
+        if self.device != "cpu":
+            return True
+        flags = machine()["flags"]
+        return isinstance(flags, list) and any("bf16" in str(f) for f in flags)
