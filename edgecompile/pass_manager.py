@@ -28,9 +28,9 @@ class Context:
 
     `drop` builds a program for the target, runs it on the evaluation data and says how many percent points of the
     score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows. `share` says
-    what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `work` is a
-    folder for what a run that is killed goes on from. `decide` gives the recorded choice of a name, or records the
-    found one. `tell` says how far a pass is.
+    what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `ms` says
+    it in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
+    on from. `decide` gives the recorded choice of a name, or records the found one. `tell` says how far a pass is.
     """
 
     teacher: Program
@@ -42,6 +42,8 @@ class Context:
     max_drop: float | None = None
     drop: Callable[[Program], float] | None = None
     share: Callable[[Program, Program], float] | None = None
+    ms: Callable[[Program], float] | None = None
+    rest: tuple[Pass, ...] = ()
     work: Path | None = None
     decide: Callable[[str, str], str] = lambda name, found: found
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
@@ -72,6 +74,8 @@ class Pass(ABC):
     """An exact pass that edits its program in place and makes nodes by `rewrite.call` alone, which keeps their types:
     a run of such passes is retraced once, behind the last."""
 
+    shapes: ClassVar[bool] = False
+    """It decides what is left of a program, rather than how that is computed."""
     heals: ClassVar[bool] = False
     """It changes weights alone and sees to it itself that they get better: it is not asked whether it is faster."""
 
@@ -178,7 +182,7 @@ class PassManager:
 
     def _step(self, index: int, group: tuple[Pass, ...], program: Program, context: Context) -> tuple[Program, Step]:
         started = time.monotonic()
-        ctx = replace(context, stats={}, notes=[])
+        ctx = replace(context, stats={}, notes=[], rest=self.passes[index + len(group) :])
         result, changed, pending = program, False, False
         own: Program | None = None  # a copy of the result, or the result itself while typed passes edit it
         for offset, one in enumerate(group):

@@ -15,6 +15,7 @@ PASSES: dict[str, str] = {
     "reparameterize": "edgecompile.passes.reparameterize:Reparameterize",
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
     "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
+    "fit": "edgecompile.passes.fit:Fit",
     "prune": "edgecompile.passes.prune:Prune",
     "distill": "edgecompile.passes.distill:Distill",
     "quantize": "edgecompile.passes.quantize:Quantize",

@@ -79,9 +79,11 @@ class Without(fx.Interpreter):
 def dropped(program: Program, chosen: Iterable[Branch]) -> tuple[Program, dict[fx.Node, fx.Node]]:
     """A copy without these branches, not retraced, and what is left of the nodes by those of the program."""
     made, copies = copied(program)
-    for branch in chosen:
-        total = copies[branch.total]
-        total.replace_all_uses_with(copies[branch.stays])
+    instead = {branch.total: branch.stays for branch in chosen}
+    for total, stays in instead.items():
+        while stays in instead:  # what stays is itself the end of a branch that goes
+            stays = instead[stays]
+        copies[total].replace_all_uses_with(copies[stays])
     made.graph.graph.eliminate_dead_code(acts)
     made.graph.recompile()
     alive = set(made.graph.graph.nodes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
-from edgecompile.axes import Coupling
+from edgecompile.axes import Coupling, Group
 from edgecompile.data import Dataset
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context, Pass
@@ -18,6 +20,8 @@ from edgecompile.program import Program
 @dataclass(frozen=True)
 class Shrinking(Pass):
     """A share of the multiplications (`macs`, by default a half) or of the `latency` is left, and refitted."""
+
+    shapes: ClassVar[bool] = True
 
     macs: float | None = None
     latency: float | None = None
@@ -71,3 +75,12 @@ class Shrinking(Pass):
         if found.left:
             more = f" and {len(found.left) - 3} more" if len(found.left) > 3 else ""
             ctx.note(f"not refitted (grouped, tied or large): {', '.join(found.left[:3])}{more}")
+
+
+def step_of(group: Group, block: int) -> int:
+    """How many units make whole blocks along every member: one head of 16 does, and 8 channels do."""
+    step = 1
+    for member in group.members:
+        each = int((member.units == 0).sum())
+        step = math.lcm(step, block // math.gcd(block, each))
+    return step

@@ -16,7 +16,7 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
 from edgecompile.passes import _importance
 from edgecompile.passes._importance import Scores
-from edgecompile.passes._shrinking import Shrinking
+from edgecompile.passes._shrinking import Shrinking, step_of
 from edgecompile.program import Program
 
 _TRIES = 10
@@ -176,12 +176,3 @@ def _next(group: Group, now: int, block: int) -> int:
     step = step_of(group, block)
     after = (now - 1) // step * step
     return after if after >= min(step, group.size) else now
-
-
-def step_of(group: Group, block: int) -> int:
-    """How many units make whole blocks along every member: one head of 16 does, and 8 channels do."""
-    step = 1
-    for member in group.members:
-        each = int((member.units == 0).sum())
-        step = math.lcm(step, block // math.gcd(block, each))
-    return step

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "edgecompile"
 ORDER = [
     "errors", "silence", "spec", "reference", "functional", "program", "program_file", "rewrite", "axes", "ingest",
-    "data", "teacher", "device", "store", "measure", "cost", "hostcost", "remote", "target",
+    "data", "teacher", "device", "store", "measure", "cost", "hostcost", "plan", "remote", "target",
     "pass_manager", "verify", "report", "building", "matrix", "cli",
 ]  # fmt: skip
 FOLDERS = ("passes", "targets", "models", "device_profiles")

@@ -154,6 +154,7 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
         shop.share,
+        ms=shop.ms,
         decide=shop.decide,
         tell=shop.tell,
     )

@@ -104,10 +104,7 @@ class Workshop:
         """What part of another program's latency one takes: measured (a recorded decision) or predicted, not scored."""
         pair = program, of
         if self.predict is not None:
-            values = [self.predict(p).value for p in pair]
-            if None in values:
-                raise TargetError(f"{self.target.name}: no latency is predicted here")
-            return float(values[0] / values[1])
+            return float(self.predict(program).value / self.predict(of).value)
         one, two = (self._made.get(digest_of(p)) or self._loaded(digest_of(p), at_batch(p, self.batch)) for p in pair)
         name = f"share:{one.digest[:12]}:{two.digest[:12]}"
         if (decided := self.decided(name)) is None and (one.call is None or two.call is None):
@@ -115,6 +112,18 @@ class Workshop:
         if decided is None:
             samples = self._compared(two, one, patient=False)
             decided = f"{ratio(samples['after'], samples['before']).value:.4f}"
+        return float(self.decide(name, decided))
+
+    def ms(self, program: Program) -> float:
+        """Milliseconds of a program: predicted, or measured (a recorded decision); not scored."""
+        if self.predict is not None:
+            return float(self.predict(program).value)
+        digest = digest_of(program)
+        one = self._made.get(digest) or self._loaded(digest, at_batch(program, self.batch))
+        if (decided := self.decided(name := f"ms:{digest[:12]}")) is None and one.call is None:
+            raise TargetError(f"{self.target.name}: nothing is timed here")
+        if decided is None:
+            decided = f"{median_ms(self._compared(one, one, patient=False)['after']).value:.5g}"
         return float(self.decide(name, decided))
 
     def _loaded(self, digest: str, fixed: Program) -> Built:

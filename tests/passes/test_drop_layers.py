@@ -82,6 +82,16 @@ def test_branches_of_architectures(name: str, count: int) -> None:
         assert shallow.interface == made.interface
 
 
+def test_branches_one_behind_the_other_all_go(stack: Stack) -> None:
+    made = program(stack)
+    found = branches(made, couple(made))[:4]
+    for gone in (found[:2], found[1::-1], found[:3], [found[2], found[0], found[1]]):
+        wanted = Without(made, gone).run(*made.inputs)
+        shallow = dropped(made, gone)[0].retraced()
+        torch.testing.assert_close(shallow(*made.inputs)[0], wanted[0])
+        assert macs(couple(shallow)) == macs(couple(made)) - 256 * len(gone)
+
+
 def test_without_a_block_is_the_module_without_it(stack: Stack) -> None:
     made = program(stack)
     found = branches(made, couple(made))

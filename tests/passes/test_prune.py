@@ -18,7 +18,8 @@ from edgecompile.data import Arrays
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
 from edgecompile.passes import _importance, _refit
-from edgecompile.passes.prune import Prune, selected, step_of
+from edgecompile.passes._shrinking import step_of
+from edgecompile.passes.prune import Prune, selected
 from edgecompile.program import Program
 from edgecompile.store import Cache
 

@@ -1,0 +1,259 @@
+"""Programs that a plan could leave: made, timed as the rest of the pipeline would have them, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgecompile.axes import Coupling, Group, couple, cut, shrink
+from edgecompile.data import Dataset, Interface
+from edgecompile.errors import PassError
+from edgecompile.pass_manager import Context
+from edgecompile.passes import _importance, _refit
+from edgecompile.passes._branches import Branch, Without, branches, distance, dropped
+from edgecompile.passes._importance import Scores
+from edgecompile.passes._shrinking import step_of
+from edgecompile.passes._timing import Layout
+from edgecompile.plan import Choice, Item
+from edgecompile.program import Program
+
+_LEVELS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0625, 0.03)
+_TIMED_ON = 48
+"""Calibration samples for programs that are only timed."""
+_JUDGED_ON = 128
+
+
+@dataclass(frozen=True)
+class Made:
+    """A choice with its program, the share of the time that it was measured to take, and how far its outputs are."""
+
+    choice: Choice
+    program: Program
+    share: float
+    lost: float
+
+
+@dataclass
+class Candidates:
+    """All choices for one program; a choice has the level of each item, and last the precision where that is given."""
+
+    source: Program
+    ctx: Context
+    coupling: Coupling
+    layout: Layout
+    order: Scores
+    items: tuple[Item, ...]
+    data: Dataset
+    wanted: list[tuple[Tensor, ...]]
+    classes: bool
+    precisions: tuple[bool, ...] = (False,)
+    precision: Item = field(default_factory=lambda: Item("precision", (0.0,)))
+    shares: dict[tuple[Choice, bool], float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(program: Program, ctx: Context, method: str, block: int, depth: bool, samples: int) -> Candidates:
+        """What each group and each branch loses at each level is measured here."""
+        assert ctx.calib is not None
+        coupling = couple(program)
+        if not coupling.groups:
+            method = "magnitude"  # of nothing
+        scores = _scores(program, coupling, method, ctx, samples)
+        widths = {g.name: levels for g in coupling.groups if len(levels := _levels(g, block)) > 1}
+        layout = Layout(coupling, widths, _separate(branches(program, coupling)) if depth else [], block)
+        data = ctx.calib.take(samples)
+        with torch.no_grad():
+            wanted = [program(*b.inputs) for b in data.take(_JUDGED_ON)]
+        classes = Interface.of(program).classes is not None
+        made = Candidates(program, ctx, coupling, layout, scores, (), data, wanted, classes)
+        made.items = tuple(made._items())
+        if any(not p.exact and not p.heals and not p.shapes for p in ctx.rest):
+            made.precisions = (False, True)
+            made.precision = Item("precision", (0.0, made._lost(made.finished(program))))
+        return made
+
+    @property
+    def names(self) -> list[str]:
+        """The items by name."""
+        return [item.name for item in self.items]
+
+    @property
+    def groups(self) -> int:
+        """How many items are widths; branches are behind them."""
+        return len(self.layout.widths)
+
+    @property
+    def measured(self) -> int:
+        """How many programs were timed."""
+        return len(self.shares)
+
+    def random(self, rng: np.random.Generator) -> Choice:
+        """Widths by chance, around one level for all, and a third of the branches gone at most."""
+        level = rng.random()
+        chosen = []
+        for index, item in enumerate(self.items):
+            count = len(item.lost)
+            place = np.clip(level + rng.normal(0, 0.25), 0, 1) * (count - 1)
+            chosen.append(round(float(place)) if index < self.groups else int(rng.random() < 0.25))
+        return tuple(chosen)
+
+    def share(self, choice: Choice, integer: bool) -> float:
+        """What part of the program's time this choice takes on the target, behind what follows where asked."""
+        key = choice[: len(self.items)], integer
+        if key not in self.shares:
+            assert self.ctx.share is not None
+            program = self._bare(key[0])
+            self.shares[key] = self.ctx.share(self.finished(program) if integer else program, self.source)
+        return self.shares[key]
+
+    def finished(self, program: Program) -> Program:
+        """The program as the passes behind would leave it, those that train and those that choose shapes left out."""
+        assert self.ctx.calib is not None
+        calib = self.ctx.calib.take(_TIMED_ON)
+        for one in self.ctx.rest:
+            if not one.exact and not one.heals and not one.shapes:
+                ctx = replace(self.ctx, drop=None, max_drop=None, calib=calib, stats={}, notes=[])
+                program = one.run(program.clone(), ctx).retraced()
+        return program
+
+    def made(self, choice: Choice, share: float) -> Made:
+        """The program of a choice, refitted, and how far its outputs are from those of the whole."""
+        gone = self._gone(choice)
+        program = self.source
+        if gone:
+            smaller, copies = dropped(program, gone)
+            _refit.refit(program, smaller, copies, self.coupling, {}, self.data, self.ctx.seed)
+            program = smaller.retraced()
+        keep = self._keep(choice)
+        if keep:
+            coupling = couple(program) if gone else self.coupling
+            keep = _found_again(self.coupling, coupling, keep) if gone else keep
+            smaller, copies = cut(program, keep, coupling)
+            _refit.refit(program, smaller, copies, coupling, keep, self.data, self.ctx.seed)
+            program = smaller.retraced()
+        return Made(choice, program, share, self._lost(program))
+
+    def said(self, choice: Choice) -> list[str]:
+        """What a choice leaves, for the report."""
+        lines = []
+        gone = [b.name for b in self._gone(choice)]
+        if gone:
+            lines.append("without " + ", ".join(gone))
+        pairs = zip(self.layout.widths.items(), choice, strict=False)
+        left = [f"{name} {w[c]} of {w[0]}" for (name, w), c in pairs if c]
+        if left:
+            more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+            lines.append("widths: " + ", ".join(left[:8]) + more)
+        if len(choice) > len(self.items):
+            lines.append("planned in " + ("integers" if self.precisions[choice[-1]] else "floats"))
+        return lines
+
+    def _items(self) -> list[Item]:
+        found = []
+        for name, levels in self.layout.widths.items():
+            group = self.coupling[name]
+            removed = np.concatenate([[0.0], np.cumsum(np.sort(self.order[name]))])
+            curve = [float(removed[group.size - w]) for w in levels]
+            middle = len(levels) // 2
+            program, _ = cut(self.source, {name: self._units(group, levels[middle])}, self.coupling)
+            scale = self._lost(program) / max(curve[middle], 1e-300)
+            found.append(Item(name, tuple(v * scale for v in curve)))
+        for branch in self.layout.branches:
+            run = Without(self.source, [branch])
+            with torch.no_grad():
+                outputs = [run.run(*b.inputs) for b in self.data.take(_JUDGED_ON)]
+            found.append(Item(branch.name, (0.0, self._between(outputs))))
+        return found
+
+    def _lost(self, program: Program) -> float:
+        with torch.no_grad():
+            return self._between([program(*b.inputs) for b in self.data.take(_JUDGED_ON)])
+
+    def _between(self, outputs: Sequence[Sequence[Tensor]]) -> float:
+        """The divergence of classes, or the squared difference of all outputs; large where it is no number."""
+        total, count = 0.0, 0
+        for found, wanted in zip(outputs, self.wanted, strict=True):
+            if self.classes:
+                pair = found[0].float().log_softmax(-1), wanted[0].float().log_softmax(-1)
+                total += float(F.kl_div(*pair, reduction="sum", log_target=True))
+                count += len(wanted[0])
+            else:
+                total += distance(found, wanted)
+                count += 1
+        value = total / max(1, count)
+        return value if np.isfinite(value) else 1e6
+
+    def _bare(self, choice: Choice) -> Program:
+        """The program of a choice with the weights as they were, which is enough for its time."""
+        gone = self._gone(choice)
+        program = dropped(self.source, gone)[0].retraced() if gone else self.source
+        keep = self._keep(choice)
+        if not keep:
+            return program
+        coupling = couple(program) if gone else self.coupling
+        return shrink(program, _found_again(self.coupling, coupling, keep) if gone else keep, coupling)
+
+    def _gone(self, choice: Choice) -> list[Branch]:
+        levels = choice[self.groups : len(self.items)]
+        return [b for b, level in zip(self.layout.branches, levels, strict=True) if level]
+
+    def _keep(self, choice: Choice) -> dict[str, list[int]]:
+        pairs = zip(self.layout.widths.items(), choice, strict=False)
+        return {name: self._units(self.coupling[name], levels[c]) for (name, levels), c in pairs if c}
+
+    def _units(self, group: Group, left: int) -> list[int]:
+        order = np.argsort(self.order[group.name], kind="stable")
+        return sorted(int(i) for i in order[group.size - left :])
+
+
+def _levels(group: Group, block: int) -> list[int]:
+    """Widths in whole blocks, from all down to one block; a group within a block has its full width alone."""
+    step = step_of(group, block)
+    if step >= group.size:
+        return [group.size]
+    found = {max(step, round(group.size * part / step) * step) for part in _LEVELS}
+    return sorted({group.size, *(w for w in found if w < group.size)}, reverse=True)
+
+
+def _separate(found: list[Branch]) -> list[Branch]:
+    """Of branches that end in one sum the one with the most work, and none that has another inside."""
+    best: dict[Any, Branch] = {}
+    for branch in found:
+        if branch.total not in best or branch.macs > best[branch.total].macs:
+            best[branch.total] = branch
+    chosen = list(best.values())
+    return [b for b in chosen if not any(o.total in b.inside for o in chosen if o is not b)]
+
+
+def _found_again(old: Coupling, new: Coupling, keep: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What is kept, by the groups of a program from which branches are gone; what went with them is left out."""
+    places = {(m.weight, m.axis): [] for g in old.groups for m in g.members}  # type: dict[tuple[str, int], list[Any]]
+    for group in old.groups:
+        for member in group.members:
+            places[member.weight, member.axis].append((group, member))
+    found: dict[str, list[int]] = {}
+    for group in new.groups:
+        for member in group.members:
+            for before, other in places.get((member.weight, member.axis), []):
+                same = before.size == group.size and np.array_equal(other.units, member.units)
+                if same and before.name in keep:
+                    found[group.name] = keep[before.name]
+    return found
+
+
+def _scores(program: Program, coupling: Coupling, method: str, ctx: Context, samples: int) -> Scores:
+    if method == "magnitude":
+        return _importance.magnitude(program, coupling)
+    if method == "random":
+        return _importance.random(coupling, ctx.seed)
+    data = ctx.train or ctx.calib
+    if data is None:
+        raise PassError(f"fit: method={method} needs data")
+    if method == "fisher":
+        return _importance.fisher(program, coupling, data.take(samples), ctx.seed)
+    return _importance.taylor(program, coupling, data.take(samples))
