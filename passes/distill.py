@@ -14,7 +14,7 @@ from edgecompile.measure import machine
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _norms
 from edgecompile.passes._norms import Inserted
-from edgecompile.passes._samples import augmentation, gather
+from edgecompile.passes._samples import Samples, augmentation, gather
 from edgecompile.passes._terms import Terms, parse_losses
 from edgecompile.passes._training import LOOKS, Setting, Training
 from edgecompile.program import Program
@@ -23,7 +23,7 @@ from edgecompile.spec import parse_duration
 
 _HELD, _MOST_HELD = 0.05, 1024
 _EPOCHS, _LEAST_STEPS = 4, 600
-_RATES = {"normed": 3e-3, "plain": 3e-4}
+_RATES = {"normed": 1e-2, "plain": 3e-4}
 _TRIED = 6
 
 
@@ -38,7 +38,8 @@ class Distill(Pass):
     The student came from its teacher, so values between layers pair themselves (`losses=mse` and others), and where
     channels were cut, the teacher's are picked. `losses` is a list such as `kl(temperature=4), mse(weight=0.5)`, or
     `module:function` of (student outputs, teacher outputs, targets); terms without a weight are balanced by the norms
-    of their gradients. By default classes are compared by `kl`, and other outputs by `outputs`. Labels are not needed.
+    of their gradients. By default classes are compared by `kl`, with `labels(weight=0.5)` where there are labels, and
+    other outputs by `outputs`.
 
     Batch norms that were folded are put back behind their convolutions while this lasts. `steps`, `epochs` or `time`
     (`10m`, made a number of steps once) say how long; `augment` is `flip,shift=4` or a function of your own. Some of
@@ -132,13 +133,14 @@ class Distill(Pass):
             augment=augmentation(self.augment),
             device=self.device,
         )
-        terms = self._terms(program, ctx, samples.targets is not None)
+        terms = self._terms(program, ctx, _labelled(program, samples))
         return Training(program, ctx.teacher, terms, learned, held, setting), inserted
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
         text = self.losses
         if not text:
-            text = "kl" if Interface.of(program).classes is not None else "outputs"
+            text = "kl" if (classes := Interface.of(program).classes is not None) else "outputs"
+            text += ", labels(weight=0.5)" if classes and labelled else ""
             ctx.note(f"losses: {text}")
         return Terms.of(program, ctx.teacher, parse_losses(text), labelled)
 
@@ -167,3 +169,14 @@ class Distill(Pass):
             return True
         flags = machine()["flags"]
         return isinstance(flags, list) and any("bf16" in str(f) for f in flags)
+
+
+def _labelled(program: Program, samples: Samples) -> bool:
+    """Whether the targets are a class a sample; raises `PassError` for classes that the program does not have."""
+    targets, classes = samples.targets, Interface.of(program).classes
+    if targets is None or targets.dim() != 1 or targets.is_floating_point() or classes is None:
+        return False
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise PassError(f"distill: labels go from {low} to {high}, and the model has classes 0 to {classes - 1}")
+    return True

@@ -38,7 +38,8 @@ class Fit(Pass):
     one is taken whose refitted program is nearest to the teacher (the search of ZipLM). Each is measured, and planned
     again until the latency holds and nine tenths of it are used.
 
-    Refuses: a program in which nothing can go, a latency that the smallest one misses, no calibration data.
+    Refuses: a program in which nothing can go, no calibration data, a latency that the smallest one misses, unless
+    `unreachable=fastest` takes that one then.
     """
 
     name: ClassVar[str] = "fit"
@@ -53,6 +54,7 @@ class Fit(Pass):
     samples: int = 256
     tries: int = 12
     built: int = 14
+    unreachable: Literal["refuse", "fastest"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.latency is not None and self.ms is not None:
@@ -88,7 +90,9 @@ class Fit(Pass):
             reasons = list(dict.fromkeys(couple(program).fixed.values()))[:3]
             raise PassError(f"fit: nothing of this program can go: {'; '.join(reasons)}")
         search = _Search(candidates, self._models(candidates, ctx), ctx, budget)
-        best = search.best(self.tries)
+        best = search.best(self.tries, self.unreachable == "fastest")
+        if best.share > budget:
+            ctx.note(f"{budget:.3g} of the latency is out of reach: the fastest choice takes {best.share:.3g}")
         ctx.stats.update({"latency": round(best.share, 4), "timed": candidates.measured})
         for line in candidates.said(best.choice):
             ctx.note(line)
@@ -123,8 +127,8 @@ class _Search:
     budget: float
     factor: dict[int, float] = field(default_factory=dict)
 
-    def best(self, tries: int) -> Made:
-        """The candidate whose outputs are nearest to the program's, measured within the budget."""
+    def best(self, tries: int, anyhow: bool) -> Made:
+        """The candidate whose outputs are nearest to the program's, measured within the budget; else the fastest."""
         rng = np.random.default_rng(self.ctx.seed + 1)
         sizes = len(self.candidates.items)
         found: dict[Choice, Made] = {}
@@ -135,6 +139,10 @@ class _Search:
                 weights[self.candidates.groups :] *= 0.2  # depth is dear by its outputs, and heals well
             if (made := self._within(weights, found)) is not None:
                 found[made.choice] = made
+        if not found and anyhow:
+            bare, integer = min(self.candidates.shares, key=lambda key: self.candidates.shares[key])
+            choice = (*bare, self.candidates.precisions.index(integer))
+            return self.candidates.made(choice, self.candidates.shares[bare, integer])
         if not found:
             raise PassError(f"fit: {self.budget:.3g} of the latency is out of reach: {self._least()}")
         return min(found.values(), key=lambda made: made.lost)

@@ -76,6 +76,7 @@ def converters(weights: layers.Weights) -> Mapping[str, Convert]:
         "constant_pad_nd.default": _pad,
         **dict.fromkeys(("_to_copy.default", "to.device"), _to_copy),
         "rms_norm.default": _rms_norm,
+        "group_norm.default": _group_norm,
         "mean.dim": layers.mean,
         **{f"{op}.default": _product for op in ("matmul", "mm", "bmm")},
         "relu6.default": lambda node, importer: _clipped(importer, importer.env[node.args[0]], 0.0, 6.0),
@@ -247,3 +248,24 @@ def _rms_norm(node: Any, importer: Any) -> Any:
     square = emit(op.mean(emit(op.multiply(x, x)), axis=axes, keepdims=True))
     scaled = emit(op.multiply(x, emit(op.rsqrt(emit(op.add(square, relax.const(epsilon, "float32")))))))
     return scaled if weight is None else emit(op.multiply(scaled, weight))
+
+
+def _group_norm(node: Any, importer: Any) -> Any:
+    """Means over whole groups as rows: of TVM's own operator no kernel would be made that is not a plain loop."""
+    from tvm import relax
+    from tvm.relax import op
+
+    names = ("input", "num_groups", "weight", "bias", "eps")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    emit = importer.block_builder.emit
+    shape = [int(d) for d in node.meta["val"].shape]
+    rows = emit(op.reshape(importer.env[given["input"]], [shape[0], given["num_groups"], -1]))
+    off = emit(op.subtract(rows, emit(op.mean(rows, axis=[-1], keepdims=True))))
+    square = emit(op.mean(emit(op.multiply(off, off)), axis=[-1], keepdims=True))
+    scale = emit(op.rsqrt(emit(op.add(square, relax.const(float(given.get("eps", 1e-5)), "float32")))))
+    value = emit(op.reshape(emit(op.multiply(off, scale)), shape))
+    for name, apply in (("weight", op.multiply), ("bias", op.add)):
+        if given.get(name) is not None:
+            held = emit(op.reshape(importer.env[given[name]], [shape[1], *[1] * (len(shape) - 2)]))
+            value = emit(apply(value, held))
+    return value

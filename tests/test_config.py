@@ -26,6 +26,7 @@ SPECIAL: dict[str, Any] = {
     "max_size": "30%",
     "tune": "20m",
     "train_budget": "10m",
+    "preset": "fast",
 }
 
 

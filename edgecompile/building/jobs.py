@@ -34,6 +34,8 @@ def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Ta
     from edgecompile.passes import PASSES
     from edgecompile.targets import DEPLOYMENTS, PRIMARY
 
+    if options.preset is not None and (options.pipeline is not None or passes is not None):
+        raise SpecError(f"--preset {options.preset}: chooses the passes: give it or a pipeline, not both")
     if options.pipeline is not None:
         parse(options.pipeline, PASSES)
         if passes is not None:

@@ -31,6 +31,9 @@ class BuildOptions:
     pipeline: str | None = _help(
         "Passes behind the exact ones, such as 'quantize(calibration=percentile)'; '' for none."
     )
+    preset: Literal["fast", "balanced", "best"] | None = _help(
+        "Fit the latency budget by cutting, then heal on --train data, then quantize; fast does not train."
+    )
     max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher.")
     max_drop: str | None = _help("Accuracy budget in points of the score: 1pp or 0.5%.")
     max_size: str | None = _help("Size budget of the artifact: 4MB or 30% of the teacher.")

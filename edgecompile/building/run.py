@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from edgecompile.building.options import BuildOptions, options_from
 from edgecompile.building.other_reports import failed, planned, told, tool_versions
 from edgecompile.building.outputs import cached_outputs
 from edgecompile.building.predicted import predictor
+from edgecompile.building.recipes import choose
 from edgecompile.building.remembered import remembered
 from edgecompile.building.several import several
 from edgecompile.building.workshop import Progress, Workshop
@@ -28,7 +28,7 @@ from edgecompile.errors import (
     SpecError,
     Unsupported,
 )
-from edgecompile.pass_manager import Context, Observer, Pass, PassManager, Step, check_data, parse, show
+from edgecompile.pass_manager import Context, Observer, Pass, PassManager, Step, check_data, show
 from edgecompile.program import Program
 from edgecompile.report import Report
 from edgecompile.store import Cache, hold, key
@@ -38,6 +38,8 @@ from edgecompile.teacher import Teacher
 if TYPE_CHECKING:
     from edgecompile.data import Dataset
 
+_CALIBRATED_ON = 500
+"""Samples of the training data that are calibrated with where no others are given."""
 Begun = dict[str, tuple[Program, Step]]
 """What exact passes, by their text, made of the teacher: the same for every artifact of a build."""
 
@@ -106,10 +108,12 @@ def _run(
     calib = _data(options.calib, teacher.calib, teacher, options)
     evaluate = _data(options.eval, teacher.evaluate, teacher, options, labels=True)
     train = _data(options.train, teacher.train, teacher, options)
+    if calib is None and train is not None:
+        calib = train.take(_CALIBRATED_ON)
     batch = _batch(options.batch, teacher)
     score = choose_score(teacher, evaluate, options.score) if evaluate is not None else None
     recorded = _recorded(options.decisions)
-    passes, chosen, why = choose(job, teacher, calib, recorded)
+    passes, chosen, why = choose(job, teacher, calib, train, recorded)
     check_data(passes, calib, train)
     _unread(options, passes)
     exact = _exact(teacher, job, passes, observers, begun, tell)
@@ -220,52 +224,6 @@ def _teacher_outputs(
         return outputs(lambda x: whole(*x), evaluate, whole.batch)
 
     return cached_outputs(cache, key("teacher outputs", teacher.digest, evaluate.digest, versions), make)
-
-
-def choose(
-    job: Job, teacher: Teacher, calib: Dataset | None, recorded: Mapping[str, str]
-) -> tuple[tuple[Pass, ...], str, str]:
-    """The passes to run (the exact ones first), the text of those behind the exact ones, and who chose them."""
-    from edgecompile.passes import EXACT, PASSES
-
-    options = job.options
-    exact = parse(", ".join(EXACT), PASSES)
-    last = parse(job.target.legalize, PASSES)
-    if job.passes is not None:
-        return (*exact, *job.passes, *last), show(job.passes), "given as objects"
-    if options.pipeline is not None:
-        text, why = options.pipeline, "given"
-    elif "pipeline" in recorded:
-        text, why = recorded["pipeline"], "the recorded choice is replayed"
-    elif not job.target.quantizable():
-        text, why = "", f"exact passes only: {job.target.name} has no integer kernels"
-    elif calib is None:
-        text, why = "", "exact passes only: quantization needs calibration data (--calib)"
-    elif job.budgets.drop_pp == 0:
-        text, why = "", "exact passes only: the drop budget is 0"
-    else:
-        text, why = "quantize", "there is calibration data, and the target has integer kernels"
-    given = tuple(_trained_so(_with_kept(p, options.keep_float), options) for p in parse(text, PASSES))
-    return (*exact, *given, *last), show(given), why
-
-
-def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
-    """`--keep-float` added to every pass that has such an option."""
-    own = getattr(one, "keep_float", None)
-    if own is None or not globs:
-        return one
-    return replace(one, keep_float=tuple(dict.fromkeys((*own, *globs))))  # type: ignore[call-arg]
-
-
-def _trained_so(one: Pass, options: BuildOptions) -> Pass:
-    """`--train-budget` and `--augment` for a pass that trains and does not say so itself."""
-    fields: dict[str, Any] = {}
-    if getattr(one, "needs_train", False):
-        if options.train_budget and all(getattr(one, n, None) is None for n in ("time", "steps", "epochs")):
-            fields["time"] = options.train_budget
-        if options.augment and not getattr(one, "augment", None):
-            fields["augment"] = options.augment
-    return replace(one, **{name: value for name, value in fields.items() if hasattr(one, name)})
 
 
 def _unread(options: BuildOptions, passes: tuple[Pass, ...]) -> None:

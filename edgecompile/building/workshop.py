@@ -102,15 +102,11 @@ class Workshop:
 
     def share(self, program: Program, of: Program) -> float:
         """What part of another program's latency one takes: measured (a recorded decision) or predicted, not scored."""
-        pair = program, of
         if self.predict is not None:
             return float(self.predict(program).value / self.predict(of).value)
-        one, two = (self._made.get(digest_of(p)) or self._loaded(digest_of(p), at_batch(p, self.batch)) for p in pair)
-        name = f"share:{one.digest[:12]}:{two.digest[:12]}"
-        if (decided := self.decided(name)) is None and (one.call is None or two.call is None):
-            raise TargetError(f"{self.target.name}: nothing is timed here")
-        if decided is None:
-            samples = self._compared(two, one, patient=False)
+        name = "share:" + ":".join(digest_of(p)[:12] for p in (program, of))
+        if (decided := self.decided(name)) is None:
+            samples = self._compared(self._timed(of), self._timed(program), patient=False)
             decided = f"{ratio(samples['after'], samples['before']).value:.4f}"
         return float(self.decide(name, decided))
 
@@ -118,13 +114,19 @@ class Workshop:
         """Milliseconds of a program: predicted, or measured (a recorded decision); not scored."""
         if self.predict is not None:
             return float(self.predict(program).value)
-        digest = digest_of(program)
-        one = self._made.get(digest) or self._loaded(digest, at_batch(program, self.batch))
-        if (decided := self.decided(name := f"ms:{digest[:12]}")) is None and one.call is None:
-            raise TargetError(f"{self.target.name}: nothing is timed here")
-        if decided is None:
+        name = f"ms:{digest_of(program)[:12]}"
+        if (decided := self.decided(name)) is None:
+            one = self._timed(program)
             decided = f"{median_ms(self._compared(one, one, patient=False)['after']).value:.5g}"
         return float(self.decide(name, decided))
+
+    def _timed(self, program: Program) -> Built:
+        """The artifact, which something here must be able to time."""
+        digest = digest_of(program)
+        built = self._made.get(digest) or self._loaded(digest, at_batch(program, self.batch))
+        if built.call is None:
+            raise TargetError(f"{self.target.name}: nothing is timed here")
+        return built
 
     def _loaded(self, digest: str, fixed: Program) -> Built:
         """The artifact in its runtime, not yet scored."""
