@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench.tvm_int8
 	$(BIN)/python -m tests.bench.tvm_tune
 	$(BIN)/python -m tests.bench.prune
+	$(BIN)/python -m tests.bench.fit
 	$(BIN)/python -m tests.bench.emit_cost
 
 $(READY): pyproject.toml constraints.txt tests/models.txt

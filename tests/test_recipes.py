@@ -111,7 +111,7 @@ def test_one_build_fits_heals_and_keeps_its_budget_and_a_rerun_gives_the_same(tm
     assert first.latency_ratio is not None
     assert first.exit_code in (0, 3)  # of the budget, which this machine may miss by its noise
     assert first.score is not None
-    assert first.score.value > 80
+    assert (first.score.artifact or 0) > 80
     second = build("digits", out=str(tmp_path / "b"), cache=cache, **options)
     assert {a.path.split("/")[-1]: a.sha256 for a in second.artifacts if "model" in a.path} == {
         a.path.split("/")[-1]: a.sha256 for a in first.artifacts if "model" in a.path
