@@ -30,7 +30,7 @@ class Context:
     score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows. `share` says
     what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `ms` says
     it in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
-    on from. `decide` gives the recorded choice of a name, or records the found one. `tell` says how far a pass is.
+    on from. `decide` gives the recorded choice of a name, or finds and records one. `tell` says how far a pass is.
     """
 
     teacher: Program
@@ -45,7 +45,7 @@ class Context:
     ms: Callable[[Program], float] | None = None
     rest: tuple[Pass, ...] = ()
     work: Path | None = None
-    decide: Callable[[str, str], str] = lambda name, found: found
+    decide: Callable[[str, Callable[[], str]], str] = lambda name, find: find()
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
     stats: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -88,7 +88,7 @@ class Distill(Pass):
         if self.time is None:
             return self
         name = f"steps:{self.time}:{digest_of(program)[:12]}"
-        return replace(self, time=None, steps=int(ctx.decide(name, str(self._fitting(program.clone(), ctx)))))
+        return replace(self, time=None, steps=int(ctx.decide(name, lambda: str(self._fitting(program.clone(), ctx)))))
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The trained program, or the same where training made nothing better; see the class."""

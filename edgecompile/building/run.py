@@ -159,7 +159,7 @@ def _run(
         shop.drop_pp if evaluate is not None else None,
         shop.share,
         ms=shop.ms,
-        decide=shop.decide,
+        decide=lambda name, find: shop.decide(name, shop.decided(name) or find()),
         tell=shop.tell,
     )
     manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))

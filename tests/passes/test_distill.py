@@ -312,8 +312,8 @@ def test_attention_and_tokens_are_compared_where_they_count(encoder: Program) ->
 def test_time_is_made_a_number_of_steps_once(teacher: Program) -> None:
     asked: list[tuple[str, str]] = []
 
-    def decide(name: str, found: str) -> str:
-        asked.append((name, found))
+    def decide(name: str, find: Callable[[], str]) -> str:
+        asked.append((name, find()))
         return "3"
 
     ctx = context(teacher, decide=decide)
