@@ -85,7 +85,7 @@ class Training:
 
     def finish(self) -> None:
         """The student is where it was before, as it was laid out before."""
-        self.student.graph.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        _placed(self.student.graph, "cpu", torch.contiguous_format)
 
     def try_out(self, steps: int) -> None:
         """So many steps as they will be, of which nothing is left; the first ones are slower."""
@@ -197,9 +197,13 @@ class Training:
         return {**self.trained, **running(self.student)}
 
 
-def _placed(module: nn.Module, device: str) -> nn.Module:
+def _placed(module: nn.Module, device: str, filters: torch.memory_format = torch.channels_last) -> nn.Module:
     """The module on a device, its filters laid out channels last."""
-    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    module.to(device)
+    for value in (*module.parameters(), *module.buffers()):
+        if value.dim() == 4:
+            value.data = value.data.contiguous(memory_format=filters)
+    return module
 
 
 def _tensor(tensor: Tensor, device: str) -> Tensor:

@@ -27,7 +27,7 @@ from tests.targets.test_tvm import hashes
 pytest.importorskip("tvm")
 pytestmark = pytest.mark.filterwarnings("ignore")
 MACHINE = _tvm_machine.host(_tvm_machine.flags())
-PAIR = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Flatten()).eval()
+PAIR = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.Flatten()).eval()
 
 
 def run(module: nn.Module, x: torch.Tensor, simd: Simd) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_the_estimate_comes_first_and_a_measured_tile_before_it() -> None:
 def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[str, str], dict[str, str], torch.Tensor]:
     """The same program emitted twice with time to tune."""
     root = tmp_path_factory.mktemp("tuned")
-    program = Program.capture(PAIR, (torch.randn(1, 3, 4, 4),)).specialised(1)
+    program = Program.capture(PAIR, (torch.randn(1, 3, 6, 6),)).specialised(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         made = []
@@ -92,7 +92,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[str,
             made.append(Tvm(tune="1m").emit(program, root / name, {}))
         entries = list((root / "cache").rglob("tile.json"))
     assert len(entries) == 2  # a convolution each
-    session, x = Tvm().load(made[0]), torch.randn(1, 3, 4, 4)
+    session, x = Tvm().load(made[0]), torch.randn(1, 3, 6, 6)
     assert session is not None
     torch.testing.assert_close(session((x,))[0], PAIR(x), rtol=1e-4, atol=1e-5)
     return made[0], made[1], hashes(root / "first"), hashes(root / "second"), x
