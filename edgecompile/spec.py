@@ -152,6 +152,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
                 return checked(value, option, where)
             except SpecError:
                 continue
+        words = [a for a in arguments if typing.get_origin(a) is Literal]
+        if isinstance(value, str) and len(words) == 1 and str not in arguments:
+            return checked(value, words[0], where)  # which names the choices
         raise _mismatch(where, hint, value)
     if origin is tuple:
         if isinstance(value, (str, int, float)) and len(arguments) == 2 and arguments[1] is Ellipsis:

@@ -105,6 +105,7 @@ def test_what_is_shown_of_a_build_has_keys_too(tmp_path: Path) -> None:
         ("[build]\n\nbatch = 0\n", "{path}:3: build: --batch 0: must be 1 or more"),
         ("[build]\nkeep-float = [1]\n", "{path}:2: build.keep_float[0]: expected str, got 1"),
         ("[build]\ngolden = 'date'\n", "{path}:2: build.golden: 'date' is not one of the choices; did you mean data?"),
+        ("[build]\npreset = 'fst'\n", "{path}:2: build.preset: 'fst' is not one of the choices; did you mean fast?"),
         ("[build]\nmodel = 3\n", "{path}:2: build.model: expected str, got 3"),
         ("[build]\nout = 'a\\u0000b'\n".replace("'", '"'), "{path}:2: build: --out: holds a NUL character"),
         ("[build]\nseed = -1\n", "{path}:2: build: --seed -1: must lie between 0 and 2^63 - 1"),
