@@ -61,11 +61,6 @@ class Problem:
         """What is lost by all items together."""
         return float(sum(item.lost[level] for item, level in zip(self.items, choice, strict=True)))
 
-    @property
-    def least(self) -> float:
-        """A time that no choice is below: that of every part at its best."""
-        return float(sum(part.times.min() for part in self.parts))
-
 
 def solve(problem: Problem, budget: float) -> Choice:
     """The choice that loses least of those within the budget, to a ten-thousandth.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgecompile.axes import Coupling, Group, couple, cut, shrink
+from edgecompile.axes import Coupling, Group, Member, couple, cut, shrink
 from edgecompile.data import Dataset, Interface
 from edgecompile.errors import PassError
 from edgecompile.pass_manager import Context
@@ -93,7 +93,7 @@ class Candidates:
         return len(self.shares)
 
     def random(self, rng: np.random.Generator) -> Choice:
-        """Widths by chance, around one level for all, and a third of the branches gone at most."""
+        """Widths by chance, around one level for all, and of the branches about a quarter gone."""
         level = rng.random()
         chosen = []
         for index, item in enumerate(self.items):
@@ -232,10 +232,10 @@ def _separate(found: list[Branch]) -> list[Branch]:
 
 def _found_again(old: Coupling, new: Coupling, keep: dict[str, list[int]]) -> dict[str, list[int]]:
     """What is kept, by the groups of a program from which branches are gone; what went with them is left out."""
-    places = {(m.weight, m.axis): [] for g in old.groups for m in g.members}  # type: dict[tuple[str, int], list[Any]]
+    places: dict[tuple[str, int], list[tuple[Group, Member]]] = {}
     for group in old.groups:
         for member in group.members:
-            places[member.weight, member.axis].append((group, member))
+            places.setdefault((member.weight, member.axis), []).append((group, member))
     found: dict[str, list[int]] = {}
     for group in new.groups:
         for member in group.members:

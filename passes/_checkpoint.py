@@ -56,9 +56,9 @@ class Checkpoint:
             held = torch.load(path, weights_only=True, map_location=next(iter(self.values.values())).device)
             self.put(held)
             return State(**held["state"])
-        except Exception:  # damaged, or of another version: from the start
+        except Exception as error:  # damaged, or of another version: from the start
             self.put(self._held)
-            return None
+            return State(said=[f"a checkpoint could not be read ({type(error).__name__}): training began anew"])
 
     def offer(self, state: State) -> None:
         """Keep this state, if it is time."""

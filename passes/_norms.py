@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from edgecompile.passes._taps import tapped
+from edgecompile.passes._taps import origin, tapped
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, argument, aten, call, set_weight, weight, weight_readers
 
@@ -42,11 +42,11 @@ def candidates(program: Program, teacher: Program) -> list[fx.Node]:
     wanted: set[str] | None = None
     if any(n.target in _NORMS for n in nodes):
         norms = [n for n in nodes if n.target is aten.batch_norm.default]
-        wanted = {_origin(source) for n in norms for source in n.all_input_nodes}
+        wanted = {origin(source) for n in norms for source in n.all_input_nodes}
     readers, outputs = weight_readers(program), set(program.outputs())
     found = []
     for node in program.graph.graph.nodes:
-        if node.target not in _CONVOLUTIONS or node in outputs or (wanted is not None and _origin(node) not in wanted):
+        if node.target not in _CONVOLUTIONS or node in outputs or (wanted is not None and origin(node) not in wanted):
             continue
         own = [n for n in (argument(node, "weight"), argument(node, "bias")) if n is not None]
         if any(n.op != "get_attr" or len(readers[str(n.target)]) > 1 for n in own):
@@ -152,7 +152,3 @@ def _moments(module: fx.GraphModule, count: int, batches: Iterable[Sequence[Tens
                 means[i] = means[i] + mean
                 squares[i] = squares[i] + (flat.pow(2).mean(1) - mean**2).clamp(min=0)
     return [(m / max(1, number), s / max(1, number)) for m, s in zip(means, squares, strict=True)]
-
-
-def _origin(node: fx.Node) -> str:
-    return str(node.meta.get("custom", {}).get("origin", node.name))

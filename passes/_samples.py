@@ -62,8 +62,9 @@ def gather(data: Dataset, folder: Path) -> Samples:
         count += batch.size
     if not count:
         raise InputError(f"{data.name}: no samples")
-    whole = sum(map(len, targets)) == count
-    return Samples(tuple(c.tensor() for c in inputs), torch.cat(targets) if targets and whole else None)
+    if targets and sum(map(len, targets)) != count:
+        raise InputError(f"{data.name}: {sum(map(len, targets))} targets for {count} samples: give all or none")
+    return Samples(tuple(c.tensor() for c in inputs), torch.cat(targets) if targets else None)
 
 
 class _Column:

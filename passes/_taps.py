@@ -61,8 +61,8 @@ def _spread(pairs: list[Pair], count: int) -> list[Pair]:
 def _pairs(student: Program, teacher: Program, targets: Iterable[Any]) -> list[Pair]:
     """Calls of these operators that come from one node of the teacher, in the student's order."""
     wanted = set(targets)
-    known = {_origin(n): n for n in teacher.graph.graph.nodes if n.target in wanted}
-    found = [(n, known[_origin(n)]) for n in student.graph.graph.nodes if n.target in wanted and _origin(n) in known]
+    known = {origin(n): n for n in teacher.graph.graph.nodes if n.target in wanted}
+    found = [(n, known[origin(n)]) for n in student.graph.graph.nodes if n.target in wanted and origin(n) in known]
     found = [(s, t) for s, t in found if _is_value(s) and s.target is t.target]
     if not found:
         return []
@@ -129,7 +129,8 @@ def _is_value(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2
 
 
-def _origin(node: fx.Node) -> str:
+def origin(node: fx.Node) -> str:
+    """The teacher's node that a node comes from."""
     return str(node.meta.get("custom", {}).get("origin", node.name))
 
 

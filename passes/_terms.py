@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -94,11 +93,6 @@ class Terms:
     def teacher_nodes(self) -> list[fx.Node]:
         """What is seen of the teacher beside its outputs."""
         return [p.teacher for p in (*self.features, *self.attentions)]
-
-    @cached_property
-    def only_outputs(self) -> bool:
-        """Whether of the teacher nothing but its outputs is asked."""
-        return not self.features and not self.attentions
 
     def values(self, taught: Seen, found: Seen, inputs: Sequence[Tensor], targets: Tensor | None) -> list[Tensor]:
         """Each loss, a scalar."""

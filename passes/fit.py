@@ -84,7 +84,7 @@ class Fit(Pass):
             raise PassError("fit: needs a target that is timed or predicted: use prune(macs=...)")
         if program.batch is not None:
             raise PassError(f"fit: needs a dynamic batch, and the program's is fixed at {program.batch}")
-        budget = self.latency or 0.5 if self.ms is None else self.ms / ctx.ms(program)
+        budget = self.ms / ctx.ms(program) if self.ms is not None else self.latency or 0.5
         candidates = Candidates.of(program, ctx, self.method, self.block or _block(ctx), self.depth, self.samples)
         if not candidates.items:
             reasons = list(dict.fromkeys(couple(program).fixed.values()))[:3]

@@ -65,6 +65,10 @@ def test_training_data_and_a_latency_fit_heal_and_quantize(teacher: Teacher) -> 
             {"preset": "best", "max_latency": "50%", "keep_float": ("head",)},
             "fit(latency=0.485, unreachable=fastest, tries=24), distill(epochs=12.0), quantize(keep_float=(head,))",
         ),
+        (
+            {"preset": "best", "max_latency": "50%", "train_budget": "1h"},
+            "fit(latency=0.485, unreachable=fastest, tries=24), distill(time='1h'), quantize",
+        ),
         ({"preset": "fast", "max_latency": "100%"}, "quantize"),
     ],
 )
@@ -85,6 +89,16 @@ def test_a_prediction_is_aimed_at_by_its_upper_end(teacher: Teacher) -> None:
         ({"preset": "fast"}, {}, "--preset fast: fits a latency, and there is no budget for one: give --max-latency"),
         ({"preset": "fast", "max_latency": "50%"}, {"calib": False}, "--preset fast: needs data: give --train, or"),
         ({"preset": "best", "max_latency": "50%"}, {"train": False}, "--preset best: trains, and there is no data"),
+        (
+            {"pipeline": "distill(epochs=2)", "train_budget": "10m"},
+            {},
+            "--train-budget 10m: distill has epochs of its own: drop one of them",
+        ),
+        (
+            {"pipeline": "distill(augment=flip)", "augment": "shift=2"},
+            {},
+            "--augment shift=2: distill has augment of its own: drop one of them",
+        ),
         ({"preset": "fast", "pipeline": "quantize"}, {}, "--preset fast: chooses the passes: give it or a pipeline"),
     ],
 )

@@ -68,7 +68,7 @@ def _recipe(job: Job, teacher: Teacher, calib: Dataset | None, train: Dataset | 
         return ", ".join(words), f"{told}, and the budget is no less than the teacher's time"
     before = [_fit(job, teacher, latency, preset)]
     if preset != "fast":
-        before.append("distill" if preset == "balanced" else "distill(epochs=12)")
+        before.append("distill(epochs=12)" if preset == "best" and not options.train_budget else "distill")
     return ", ".join([*before, *words]), told
 
 
@@ -95,11 +95,18 @@ def _with_kept(one: Pass, globs: tuple[str, ...]) -> Pass:
 
 
 def _trained_so(one: Pass, options: BuildOptions) -> Pass:
-    """`--train-budget` and `--augment` for a pass that trains and does not say so itself."""
+    """`--train-budget` and `--augment` for a pass that trains; raises `SpecError` where it says so itself."""
+    if not getattr(one, "needs_train", False):
+        return one
     fields: dict[str, Any] = {}
-    if getattr(one, "needs_train", False):
-        if options.train_budget and all(getattr(one, n, None) is None for n in ("time", "steps", "epochs")):
-            fields["time"] = options.train_budget
-        if options.augment and not getattr(one, "augment", None):
-            fields["augment"] = options.augment
-    return replace(one, **{name: value for name, value in fields.items() if hasattr(one, name)})
+    pairs = (("--train-budget", options.train_budget, "time"), ("--augment", options.augment, "augment"))
+    for flag, value, name in pairs:
+        if not value:
+            continue
+        others = ("time", "steps", "epochs") if name == "time" else (name,)
+        said = next((n for n in others if getattr(one, n, None) not in (None, "")), None)
+        if said is not None or not hasattr(one, name):
+            why = f"has {said} of its own" if said is not None else f"has no option {name}"
+            raise SpecError(f"{flag} {value}: {one.name} {why}: drop one of them")
+        fields[name] = value
+    return replace(one, **fields)

@@ -192,7 +192,9 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
 def test_a_damaged_checkpoint_is_begun_anew(teacher: Program, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"torn")
     one = Distill(steps=5, batch=16)
-    found = one.run(pruned(teacher), context(teacher, work=tmp_path))
+    ctx = context(teacher, work=tmp_path)
+    found = one.run(pruned(teacher), ctx)
+    assert any(n.startswith("a checkpoint could not be read (") for n in ctx.notes)
     whole = one.run(pruned(teacher), context(teacher))
     assert all(torch.equal(v, whole.weights()[k]) for k, v in found.weights().items())
 
