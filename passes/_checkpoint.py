@@ -17,8 +17,10 @@ from torch import Tensor
 from edgecompile.store import writing
 
 _FILE = "checkpoint.pt"
-_KEPT, _KEEP_S = 25, 20.0
-"""Steps after which a state is remembered, and seconds after which one is written down."""
+_KEPT = 25
+"""Steps after which a state is remembered."""
+KEEP_S = 20.0
+"""Seconds after which one is written down."""
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Checkpoint:
     The file is replaced at once, and what is gone on from it is what would have come without a stop.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, folder: Path | None) -> None:
-        self.values, self.optimizer, self.folder = values, optimizer, folder
+    def __init__(
+        self, values: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, folder: Path | None, writes: bool = True
+    ) -> None:
+        self.values, self.optimizer, self.folder, self.writes = values, optimizer, folder, writes
         self._held = self.taken(State())
         self._saved = time.monotonic()
 
@@ -65,7 +69,7 @@ class Checkpoint:
         if state.step % _KEPT:
             return
         self._held = self.taken(state)
-        if self.folder is not None and time.monotonic() - self._saved >= _KEEP_S:
+        if self.folder is not None and self.writes and time.monotonic() - self._saved >= KEEP_S:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 torch.save(self._held, self.folder / "checkpoint.partial")

@@ -53,10 +53,13 @@ class Terms:
     attentions: tuple[Pair, ...]
     mask: int | None
     floats: tuple[int, ...]
+    text: str
+    labelled: bool
 
     @staticmethod
-    def of(student: Program, teacher: Program, losses: Sequence[Loss | Own], labelled: bool) -> Terms:
-        """Raises `PassError` for losses that find nothing of what they look at."""
+    def of(student: Program, teacher: Program, text: str, labelled: bool) -> Terms:
+        """Losses by their text; raises `PassError` for those that find nothing of what they look at."""
+        losses = parse_losses(text)
         asked = {one.sees for one in losses if isinstance(one, Loss)}
         seen = tuple(features(student, teacher, _PAIRS)) if "features" in asked else ()
         looks = tuple(attentions(student, teacher, _PAIRS)) if "attention" in asked else ()
@@ -77,7 +80,7 @@ class Terms:
         if wrong:
             raise PassError(f"distill: {'; '.join(wrong)}")
         floats = [i for i, n in enumerate(student.outputs()) if n.meta["val"].is_floating_point()]
-        return Terms(tuple(losses), seen, looks, _mask_of(student), tuple(floats))
+        return Terms(losses, seen, looks, _mask_of(student), tuple(floats), text, labelled)
 
     @property
     def given(self) -> list[float | None]:

@@ -33,7 +33,7 @@ def trainable(program: Program) -> dict[str, Tensor]:
     for node in program.graph.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         value = weights.get(name)
-        if value is None or not value.is_floating_point() or name in statistics:
+        if value is None or not value.is_floating_point() or name in statistics or not node.users:
             continue
         if isinstance(value, nn.Parameter) or any(_multiplied(node, user) for user in node.users):
             found[name] = value

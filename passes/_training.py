@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompile.passes import _norms
+from edgecompile.passes._answers import answers, pays
 from edgecompile.passes._checkpoint import Checkpoint, State
 from edgecompile.passes._samples import Augment, Samples, augmented
 from edgecompile.passes._taps import tapped
@@ -20,6 +22,8 @@ from edgecompile.passes._trainable import gradients, running, trainable
 from edgecompile.program import Program
 
 Tell = Callable[[str, int, int], None]
+Part = tuple[list[Tensor], Tensor | None, Tensor]
+"""Inputs, targets where there are any, and which samples they are."""
 _CLIP = 1.0
 LOOKS = 8
 """How often the held-out samples are looked at."""
@@ -41,6 +45,14 @@ class Setting:
     decay: float = 0.01
     augment: Augment | None = None
     device: str = "cpu"
+    rank: int = 0
+    ranks: int = 1
+    accumulate: int = 1
+
+    @property
+    def part(self) -> int:
+        """Samples that go through the student at once: a batch is that many for each worker and accumulation."""
+        return self.batch // (self.ranks * self.accumulate)
 
 
 class Training:
@@ -49,11 +61,13 @@ class Training:
     def __init__(
         self, student: Program, teacher: Program, terms: Terms, samples: Samples, held: Samples, setting: Setting
     ) -> None:
-        self.student, self.terms, self.samples, self.held, self.setting = student, terms, samples, held, setting
+        self.student, self.source, self.terms, self.setting = student, teacher, terms, setting
+        self.samples, self.held = samples, held
         self.teacher = _placed(tapped(teacher, terms.teacher_nodes, own=True), setting.device)
         _placed(student.graph, setting.device)
-        self.learner = tapped(student, terms.student_nodes, training=True)
+        self.learner: nn.Module = tapped(student, terms.student_nodes, training=True)
         self.reader = tapped(student, terms.student_nodes)
+        self.answers: list[Tensor] | None = None
         self.trained = trainable(student)
         decayed = [w for w in self.trained.values() if w.dim() > 1]
         plain = [w for w in self.trained.values() if w.dim() <= 1]
@@ -62,14 +76,17 @@ class Training:
 
     def run(self, folder: Path | None, tell: Tell) -> State:
         """Train; a checkpoint in the folder is gone on from, and kept there while this runs."""
-        last = Checkpoint(self._all(), self.optimizer, folder)
+        last = Checkpoint(self.all(), self.optimizer, folder, writes=not self.setting.rank)
         state = last.resumed() or State()
         if not state.weights:
             state.weights = self._balanced()
             self._look(state, measured=False)
             state.first_loss = state.best_loss
             self._look(state)
+        if self.asks_once(self.setting.steps):
+            self.answers = answers(lambda x: self._teach(x)[0], self.samples, self.setting.part, folder, tell)
         with gradients(self.trained.values()):
+            self._shared()
             while state.step < self.setting.steps:
                 if not self._advance(state):
                     self._back(state, last)
@@ -80,8 +97,15 @@ class Training:
                     self._look(state)
                 last.offer(state)
         for name, value in state.best.items():
-            self._all()[name].data.copy_(value)
+            self.all()[name].data.copy_(value)
         return state
+
+    def asks_once(self, steps: int) -> bool:
+        """Whether the teacher is asked once for every sample, and not at every step."""
+        setting = self.setting
+        if setting.augment is not None or self.terms.teacher_nodes or setting.ranks > 1:
+            return False
+        return pays(steps * setting.batch, self.samples)
 
     def finish(self) -> None:
         """The student is where it was before, as it was laid out before."""
@@ -90,7 +114,7 @@ class Training:
     def try_out(self, steps: int) -> None:
         """So many steps as they will be, of which nothing is left; the first ones are slower."""
         state = State(weights=self._balanced())
-        before = Checkpoint(self._all(), self.optimizer, None)
+        before = Checkpoint(self.all(), self.optimizer, None)
         with gradients(self.trained.values()):
             for _ in range(steps):
                 self._advance(state)
@@ -103,31 +127,57 @@ class Training:
     def _advance(self, state: State) -> bool:
         """One step; false, with nothing changed, where the loss or a gradient is not finite."""
         setting, step = self.setting, state.step
-        inputs, targets = self._batch(step)
         rate = setting.rate * state.scale * schedule(step, setting.steps, setting.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parts = self.terms.values(self._teach(inputs), self._seen(self.learner, inputs), inputs, targets)
-        loss = sum(w * p for w, p in zip(state.weights, parts, strict=True))
-        assert isinstance(loss, Tensor)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), _CLIP)
-        if not bool(torch.isfinite(loss.detach()) & torch.isfinite(norm)):
+        mine = self._parts(step)[setting.rank * setting.accumulate :][: setting.accumulate]
+        fine = torch.ones((), device=setting.device)
+        for number, (inputs, targets, index) in enumerate(mine, 1):
+            with self._alone(number < len(mine)):
+                taught = self._taught(inputs, index)
+                parts = self.terms.values(taught, self._seen(self.learner, inputs), inputs, targets)
+                loss = sum(w * p for w, p in zip(state.weights, parts, strict=True))
+                assert isinstance(loss, Tensor)
+                (loss / len(mine)).backward()  # type: ignore[no-untyped-call]
+            fine *= torch.isfinite(loss.detach())
+        fine *= torch.isfinite(nn.utils.clip_grad_norm_(self.trained.values(), _CLIP))
+        if setting.ranks > 1:
+            torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN)
+        if not bool(fine):
             return False
         self.optimizer.step()
         return True
 
-    def _batch(self, step: int) -> tuple[list[Tensor], Tensor | None]:
-        """The samples of a step: epochs are permutations, and what remains of one is left out."""
+    def _shared(self) -> None:
+        """With other workers: one module of which all gradients are means over the workers."""
+        if self.setting.ranks > 1:
+            self.learner = nn.parallel.DistributedDataParallel(self.learner, find_unused_parameters=True)
+
+    def _alone(self, alone: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients that are added up here before the workers share them."""
+        if alone and isinstance(self.learner, nn.parallel.DistributedDataParallel):
+            return self.learner.no_sync()
+        return contextlib.nullcontext()
+
+    def _parts(self, step: int) -> list[Part]:
+        """The samples of a step, as many at once as go through the student.
+
+        Epochs are permutations, and what remains of one is left out.
+        """
         setting = self.setting
         size = min(setting.batch, len(self.samples))
         epoch, place = divmod(step, len(self.samples) // size)
         order = torch.randperm(len(self.samples), generator=seeded(setting.seed, 1, epoch))
-        inputs, targets = self.samples.at(order[place * size : (place + 1) * size])
+        index = order[place * size : (place + 1) * size]
+        inputs, targets = self.samples.at(index)
         if setting.augment is not None:
             inputs = augmented(setting.augment, inputs, seeded(setting.seed, 2, step))
-        return [_tensor(t, setting.device) for t in inputs], None if targets is None else targets.to(setting.device)
+        inputs = [_tensor(t, setting.device) for t in inputs]
+        targets = None if targets is None else targets.to(setting.device)
+        each = size // (setting.ranks * setting.accumulate)
+        cuts = [slice(i, i + each) for i in range(0, each * setting.ranks * setting.accumulate, each)]
+        return [([t[c] for t in inputs], None if targets is None else targets[c], index[c]) for c in cuts]
 
     def _seen(self, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
         with torch.autocast(self.setting.device.partition(":")[0], torch.bfloat16, enabled=self.setting.bfloat16):
@@ -135,7 +185,18 @@ class Training:
 
     def _teach(self, inputs: Sequence[Tensor]) -> Any:
         with torch.no_grad():
-            return self._seen(self.teacher, inputs)
+            return self._seen(self.teacher, [_tensor(t, self.setting.device) for t in inputs])
+
+    def _taught(self, inputs: Sequence[Tensor], index: Tensor) -> Any:
+        """What the teacher says to these samples."""
+        if self.answers is None:
+            return self._teach(inputs)
+        return [t[index].to(self.setting.device) for t in self.answers], []
+
+    def ask(self) -> None:
+        """What asking the teacher costs for a step."""
+        for inputs, *_ in self._parts(0):
+            self._teach(inputs)
 
     def look(self) -> None:
         """What a look costs, without anything that comes of it."""
@@ -143,12 +204,15 @@ class Training:
 
     def _look(self, state: State, measured: bool = True) -> None:
         """Measure the batch norms, and keep the weights if the held-out samples' loss is the least so far."""
+        if self.setting.rank:
+            return
         size = min(self.setting.batch, len(self.samples))
         if measured:
-            _norms.measure(self.student, (self._batch(i)[0] for i in range(min(_NORMS, len(self.samples) // size))))
+            steps = range(min(_NORMS, len(self.samples) // size))
+            _norms.measure(self.student, (inputs for i in steps for inputs, *_ in self._parts(i)))
         total, count = 0.0, 0
         with torch.no_grad():
-            for inputs, targets in self.held.batches(size):
+            for inputs, targets in self.held.batches(self.setting.part):
                 placed = [_tensor(t, self.setting.device) for t in inputs]
                 told = None if targets is None else targets.to(self.setting.device)
                 parts = self.terms.values(self.teacher(*placed), self.reader(*placed), placed, told)
@@ -157,7 +221,7 @@ class Training:
         found = total / max(1, count)
         if found < state.best_loss or not state.best:
             state.best_step, state.best_loss = state.step, found if math.isfinite(found) else math.inf
-            state.best = {name: value.detach().clone() for name, value in self._all().items()}
+            state.best = {name: value.detach().clone() for name, value in self.all().items()}
 
     def _balanced(self) -> list[float]:
         """The weights of the terms: those given, the others such that all gradients are as long as the first's."""
@@ -167,7 +231,7 @@ class Training:
         norms = [0.0] * len(given)
         with gradients(self.trained.values()):
             for i in range(_BALANCE):
-                inputs, targets = self._batch(i)
+                inputs, targets, _ = self._parts(i)[0]
                 parts = self.terms.values(self._teach(inputs), self._seen(self.reader, inputs), inputs, targets)
                 for place, part in enumerate(parts):
                     found = torch.autograd.grad(
@@ -192,7 +256,7 @@ class Training:
         state.scale /= 2
         state.said.append(f"the loss was not finite at step {at + 1}: back to step {state.step}, at half the rate")
 
-    def _all(self) -> dict[str, Tensor]:
+    def all(self) -> dict[str, Tensor]:
         """Everything that training changes: weights, and what batch norms remember."""
         return {**self.trained, **running(self.student)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,12 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.measure import machine
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _norms
+from edgecompile.passes._checkpoint import State
 from edgecompile.passes._norms import Inserted
 from edgecompile.passes._samples import Samples, augmentation, gather
 from edgecompile.passes._terms import Terms, parse_losses
 from edgecompile.passes._training import LOOKS, Setting, Training
+from edgecompile.passes._workers import Crew, train
 from edgecompile.program import Program
 from edgecompile.rewrite import aten
 from edgecompile.spec import parse_duration
@@ -46,6 +49,10 @@ class Distill(Pass):
     the data is held out, and the weights that did best on it are kept, those of before included. AdamW, a warm-up and a
     half cosine. Checkpoints are kept in the cache's folder: a build that was killed goes on from the last.
 
+    `workers` processes share each batch (one a GPU with `device=cuda`), on several `machines` that reach the cache's
+    folder and meet at `meet=HOST:PORT`; one that is lost is started again with the others, from the checkpoint.
+    `accumulate` puts a batch through in so many parts.
+
     Refuses: no training data, losses that find nothing to compare.
     """
 
@@ -63,6 +70,10 @@ class Distill(Pass):
     augment: str = ""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
+    workers: int = 1
+    machines: int = 1
+    meet: str = ""
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if sum(v is not None for v in (self.epochs, self.steps, self.time)) > 1:
@@ -73,6 +84,12 @@ class Distill(Pass):
             raise SpecError(f"steps={self.steps}: a number from 0 up")
         if self.batch < 2:
             raise SpecError(f"batch={self.batch}: 2 is the least")
+        if min(self.workers, self.machines, self.accumulate) < 1:
+            raise SpecError("workers, machines and accumulate are 1 or more")
+        if self.batch % self._share:
+            raise SpecError(f"batch={self.batch}: workers and accumulate share it: give a multiple of {self._share}")
+        if (self.machines > 1) != bool(self.meet):
+            raise SpecError("machines and meet go together: meet=HOST:PORT is where the first of them listens")
         if self.rate is not None and not 0 < self.rate < 1e3:
             raise SpecError(f"rate={self.rate:g}: a learning rate is above 0")
         if self.decay < 0:
@@ -96,7 +113,7 @@ class Distill(Pass):
             return self.settled(program, ctx).run(program, ctx)
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
             training, inserted = self._ready(program, ctx, Path(text))
-            state = training.run(ctx.work, ctx.tell)
+            state = self._trained(training, ctx, ctx.work or Path(text))
             training.finish()
             _norms.fold(program, inserted)
         ctx.stats["batch_norms"] = len(inserted)
@@ -109,14 +126,27 @@ class Distill(Pass):
             ctx.note("training made nothing better on the samples held out: the weights are those of before")
         return program
 
+    @property
+    def _share(self) -> int:
+        """How many parts a batch has."""
+        return self.workers * self.machines * self.accumulate
+
+    def _trained(self, training: Training, ctx: Context, folder: Path) -> State:
+        """Training here, or by a crew of workers."""
+        crew = Crew(self.workers, self.machines, self.meet)
+        if crew.ranks == 1:
+            return training.run(ctx.work, ctx.tell)
+        training.finish()
+        return train(training, crew, self.augment, folder, ctx.tell)
+
     def _ready(self, program: Program, ctx: Context, folder: Path) -> tuple[Training, list[Inserted]]:
         """Everything in its place for the first step; the program has its batch norms."""
         if ctx.train is None:
             raise PassError("distill: needs training data: give --train with images, an .npz or module:function")
         samples = gather(ctx.train, folder)
         cut = len(samples) - min(_MOST_HELD, max(1, int(len(samples) * _HELD)))
-        size = program.batch or min(self.batch, cut)
-        if cut < max(size, 2) or (program.batch is not None and len(samples) - cut < size):
+        size = (program.batch or min(self.batch, cut) // self._share) * self._share
+        if cut < max(size, 2) or size < 1 or (program.batch is not None and len(samples) - cut < size):
             fixed = f", and the program takes batches of {size} only" if program.batch is not None else ""
             raise PassError(f"distill: {ctx.train.name} has {len(samples)} samples, of which some are held out{fixed}")
         learned, held = samples.part(0, cut), samples.part(cut, len(samples))
@@ -132,6 +162,7 @@ class Distill(Pass):
             decay=self.decay,
             augment=augmentation(self.augment),
             device=self.device,
+            accumulate=self.accumulate,
         )
         terms = self._terms(program, ctx, _labelled(program, samples))
         return Training(program, ctx.teacher, terms, learned, held, setting), inserted
@@ -142,7 +173,7 @@ class Distill(Pass):
             text = "kl" if (classes := Interface.of(program).classes is not None) else "outputs"
             text += ", labels(weight=0.5)" if classes and labelled else ""
             ctx.note(f"losses: {text}")
-        return Terms.of(program, ctx.teacher, parse_losses(text), labelled)
+        return Terms.of(program, ctx.teacher, text, labelled)
 
     def _steps(self, epoch: int) -> int:
         if self.steps is not None:
@@ -153,13 +184,14 @@ class Distill(Pass):
         """How many steps the time allows, looks at the held-out samples included."""
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
             training, _ = self._ready(program, replace(ctx, stats={}, notes=[]), Path(text))
-            began = time.monotonic()
-            training.try_out(_TRIED)
-            each = (time.monotonic() - began) / _TRIED
-            began = time.monotonic()
-            training.look()
-            looks = LOOKS * (time.monotonic() - began)
-        return max(1, int((parse_duration(self.time or "", "time") - looks) / each))
+            each = _seconds(lambda: training.try_out(_TRIED)) / _TRIED
+            left = parse_duration(self.time or "", "time") - LOOKS * _seconds(training.look)
+            steps = max(1, int(left / each))
+            if training.asks_once(steps):  # then a step takes less, and asking comes before
+                asking = _seconds(training.ask)
+                left -= asking * len(training.samples) / training.setting.batch
+                steps = max(steps, int(left / max(each - asking, each / 10)))
+            return steps
 
     def _bfloat16(self) -> bool:
         """Whether products are in bfloat16: where the processor has it, unless said otherwise."""
@@ -169,6 +201,12 @@ class Distill(Pass):
             return True
         flags = machine()["flags"]
         return isinstance(flags, list) and any("bf16" in str(f) for f in flags)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.monotonic()
+    run()
+    return time.monotonic() - began
 
 
 def _labelled(program: Program, samples: Samples) -> bool:

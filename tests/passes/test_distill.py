@@ -166,11 +166,12 @@ class Killed(Exception):
     """In place of kill -9: nothing is put in order on the way out."""
 
 
+@pytest.mark.parametrize("augment", ["flip,shift=2", ""])
 def test_a_run_that_is_killed_ends_with_the_same_weights(
-    teacher: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str
 ) -> None:
-    monkeypatch.setattr(_checkpoint, "_KEEP_S", 0.0)
-    one = Distill(steps=90, batch=16, augment="flip,shift=2")
+    monkeypatch.setattr(_checkpoint, "KEEP_S", 0.0)
+    one = Distill(steps=90, batch=16, augment=augment)
     whole = one.run(pruned(teacher), context(teacher))
 
     def kill(at: int) -> Callable[[str, int, int], None]:
@@ -184,9 +185,30 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
         with pytest.raises(Killed):
             one.run(pruned(teacher), context(teacher, work=tmp_path, tell=kill(at)))
     assert (tmp_path / "checkpoint.pt").is_file()
+    assert (tmp_path / "answers.safetensors").is_file() == (not augment)
     again = one.run(pruned(teacher), context(teacher, work=tmp_path))
     for name, value in again.weights().items():
         assert torch.equal(value, whole.weights()[name]), name
+
+
+def test_a_teacher_that_is_asked_once_teaches_the_same(
+    teacher: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Distill(steps=30, batch=16, losses="kl, labels(weight=0.5)")
+    told: list[str] = []
+    once = one.run(pruned(teacher), context(teacher, work=tmp_path, tell=lambda what, done, total: told.append(what)))
+    assert told.count("asking the teacher") == 6  # 92 samples, the last batch whole
+    (tmp_path / "answers.safetensors").write_bytes(b"torn")
+    again = one.run(pruned(teacher), context(teacher, work=tmp_path))
+    monkeypatch.setattr(_training, "pays", lambda seen, samples: False)
+    always = one.run(pruned(teacher), context(teacher))
+    for name, value in once.weights().items():
+        assert torch.equal(value, again.weights()[name])
+        torch.testing.assert_close(value, always.weights()[name], rtol=1e-3, atol=1e-4)
+    few = Distill(steps=5, batch=16, losses="kl")
+    told.clear()
+    few.run(pruned(teacher), context(teacher, tell=lambda what, done, total: told.append(what)))
+    assert "asking the teacher" not in told
 
 
 def test_a_damaged_checkpoint_is_begun_anew(teacher: Program, tmp_path: Path) -> None:
