@@ -1,4 +1,7 @@
-"""How much each unit of a coupled group matters: from the weights, from gradients, or by chance as the control."""
+"""How much each unit of a coupled group matters: from the weights, from gradients, or by chance as the control.
+
+`_local` has two more, and `_methods` all of them by name.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def refit(
                 continue
             while (other := next(rest)) is not copies[node]:  # what shrinking added
                 second.run_one(other)
-            if _fits(smaller, other, readers):
+            if fits(smaller, other, readers):
                 index = kept(coupling.weights[str(argument(node, "weight").target)][0], chosen)
                 _solve(smaller, other, second.env, first.env[node], index, generator)
                 solved += 1
@@ -122,7 +122,7 @@ def _bytes(value: Any) -> int:
     return count
 
 
-def _fits(program: Program, node: fx.Node, readers: Mapping[str, Sequence[fx.Node]]) -> bool:
+def fits(program: Program, node: fx.Node, readers: Mapping[str, Sequence[fx.Node]]) -> bool:
     """Whether a node is a layer that can be solved."""
     if node.target not in _LAYERS:
         return False
@@ -154,11 +154,9 @@ def _solve(
     x = env[argument(node, "input")]
     gram, cross = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(x), _CHUNK):
-        rows = _rows(node, x[start : start + _CHUNK], value.shape)
+        rows = rows_of(node, x[start : start + _CHUNK], value.shape)
         wanted = _outputs(node, output[start : start + _CHUNK], index)
-        if len(rows) > _POSITIONS:
-            drawn = torch.randperm(len(rows), generator=generator)[:_POSITIONS]
-            rows, wanted = rows[drawn], wanted[drawn]
+        rows, wanted = drawn(rows, generator, wanted)
         rows = F.pad(rows.double(), (0, 1), value=1.0) if bias is not None else rows.double()
         gram = rows.T @ rows if not start else gram.add_(rows.T @ rows)
         cross = wanted.double().T @ rows if not start else cross.add_(wanted.double().T @ rows)
@@ -173,7 +171,15 @@ def _solve(
     set_weight(program, read, env[read])
 
 
-def _rows(node: fx.Node, x: Tensor, shape: Sequence[int]) -> Tensor:
+def drawn(rows: Tensor, generator: torch.Generator, *others: Tensor) -> list[Tensor]:
+    """Some of the positions of a chunk where there are many, and of others the same."""
+    if len(rows) <= _POSITIONS:
+        return [rows, *others]
+    chosen = torch.randperm(len(rows), generator=generator)[:_POSITIONS]
+    return [one[chosen] for one in (rows, *others)]
+
+
+def rows_of(node: fx.Node, x: Tensor, shape: Sequence[int]) -> Tensor:
     """What a layer multiplies its weights with: [positions, inputs]."""
     if node.target is aten.linear.default:
         return x.reshape(-1, x.shape[-1])

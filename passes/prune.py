@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from edgecompile.axes import Coupling, Group, Work, couple, cut, macs, shrink
 from edgecompile.axes.dims import Index
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
-from edgecompile.passes import _importance
 from edgecompile.passes._importance import Scores
+from edgecompile.passes._methods import GRADIENTS, Method, scored
 from edgecompile.passes._shrinking import Shrinking, step_of
 from edgecompile.program import Program
 
@@ -34,18 +34,19 @@ class Prune(Shrinking):
 
     Whatever axes the program couples shrink together (`edgecompile.axes`). `method` says which units matter:
     `magnitude` by their weights, `taylor` and `fisher` by gradients on labelled data (`fisher` draws classes where
-    there are none), `random` as the control. The block of units that loses least for each multiplication that it saves
-    goes first; widths stay multiples of `block`, which the kernels of CPUs and GPUs want. `refit` solves what reads a
-    removed unit again, by least squares on calibration data, so that its output stays as close as it can without
-    training. A share of the latency is searched for by building candidates and timing (or predicting) them on the
-    target: multiplications alone do not say how long a network takes.
+    there are none), `obs` and `kcm` by calibration data alone (the exact error that the layers behind make without a
+    unit, and how well the others stand for it), `random` as the control. The block of units that loses least for each
+    multiplication that it saves goes first; widths stay multiples of `block`, which the kernels of CPUs and GPUs want.
+    `refit` solves what reads a removed unit again, by least squares on calibration data, so that its output stays as
+    close as it can without training. A share of the latency is searched for by building candidates and timing (or
+    predicting) them on the target: multiplications alone do not say how long a network takes.
 
     Refuses: a share that no removal reaches, a program without groups, data that a method needs and that is not there.
     """
 
     name: ClassVar[str] = "prune"
 
-    method: Literal["magnitude", "taylor", "taylor_batches", "fisher", "random"] = "magnitude"
+    method: Method = "magnitude"
     block: int = 8
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Prune(Shrinking):
     @property
     def reads_train(self) -> bool:
         """Gradients are of training data where there is any."""
-        return self.method not in ("magnitude", "random")
+        return self.method in GRADIENTS
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The smaller program; see the class."""
@@ -64,7 +65,7 @@ class Prune(Shrinking):
         if not coupling.groups:
             reasons = list(dict.fromkeys(coupling.fixed.values()))[:3]
             raise PassError(f"prune: no axis of this program can shrink: {'; '.join(reasons)}")
-        scores = self._scores(program, coupling, ctx)
+        scores = scored(self.name, self.method, program, coupling, ctx, self.samples)
         if self.latency is None:
             keep = selected(coupling, scores, self.share, self.block)
         else:
@@ -110,20 +111,6 @@ class Prune(Shrinking):
         if best[0] < _USED * self.latency:
             ctx.note(f"of {self.latency:g} of the latency {best[0]:.3g} is used: no block in between was found")
         return best[1]
-
-    def _scores(self, program: Program, coupling: Coupling, ctx: Context) -> Scores:
-        if self.method == "magnitude":
-            return _importance.magnitude(program, coupling)
-        if self.method == "random":
-            return _importance.random(coupling, ctx.seed)
-        data = ctx.train or ctx.calib
-        if data is None:
-            raise PassError(f"prune: method={self.method} needs data: give --train or --calib, or method=magnitude")
-        data = data.take(self.samples)
-        self.any_batch(program, f"method={self.method}")
-        if self.method == "fisher":
-            return _importance.fisher(program, coupling, data, ctx.seed)
-        return _importance.taylor(program, coupling, data, batches=self.method == "taylor_batches")
 
 
 def selected(coupling: Coupling, scores: Scores, share: float, block: int) -> dict[str, list[int]]:

@@ -57,7 +57,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as text:
             first = _session(start, Path(text) / "teacher")
             for macs in map(float, given.macs.split(",")):
-                for method in ("random", "magnitude", "taylor", "fisher"):
+                for method in ("random", "magnitude", "taylor", "fisher", "obs", "kcm"):
                     for refit in (False, True):
                         begun = time.perf_counter()
                         one = Prune(macs=macs, method=method, refit=refit)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def error(a: Program, b: Program) -> float:
     return float((a(x)[0] - b(x)[0]).detach().pow(2).mean())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "taylor", "taylor_batches", "fisher", "random"])
+@pytest.mark.parametrize("method", ["magnitude", "taylor", "taylor_batches", "fisher", "obs", "kcm", "random"])
 def test_the_share_is_kept_and_widths_are_blocks(program: Program, method: Any) -> None:
     before = program(*program.inputs)[0]
     smaller = Prune(macs=0.6, method=method, block=4, samples=32).run(program.clone(), context(program))
