@@ -28,8 +28,9 @@ class Context:
 
     `drop` builds a program for the target, runs it on the evaluation data and says how many percent points of the
     score it loses against the teacher; it takes seconds to minutes. `max_drop` is what the budget allows. `share` says
-    what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `ms` says
-    it in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
+    what part of another program's latency one takes on the target, measured or predicted; it takes seconds. `contest`
+    says the same of the fastest of several runtimes, where the build emits for several: it takes a minute. `ms` says it
+    in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
     on from. `decide` gives the recorded choice of a name, or finds and records one. `tell` says how far a pass is.
     """
 
@@ -42,6 +43,7 @@ class Context:
     max_drop: float | None = None
     drop: Callable[[Program], float] | None = None
     share: Callable[[Program, Program], float] | None = None
+    contest: Callable[[Program, Program], float] | None = None
     ms: Callable[[Program], float] | None = None
     rest: tuple[Pass, ...] = ()
     work: Path | None = None

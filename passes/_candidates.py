@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgecompile.axes import Coupling, Group, Member, couple, cut, shrink
+from edgecompile.axes import Coupling, Group, Member, couple, cut, macs, shrink
 from edgecompile.data import Dataset, Interface
-from edgecompile.errors import PassError
 from edgecompile.pass_manager import Context
-from edgecompile.passes import _importance, _refit
+from edgecompile.passes import _refit
 from edgecompile.passes._branches import Branch, Without, branches, distance, dropped
 from edgecompile.passes._importance import Scores
+from edgecompile.passes._methods import scored
 from edgecompile.passes._shrinking import step_of
 from edgecompile.passes._timing import Layout
 from edgecompile.plan import Choice, Item
@@ -26,7 +26,12 @@ from edgecompile.program import Program
 _LEVELS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0625, 0.03)
 _TIMED_ON = 48
 """Calibration samples for programs that are only timed."""
-_JUDGED_ON = 128
+_TRIED_ON = 64
+"""Calibration samples on which programs are refitted that may not be taken."""
+_JUDGED_ON, _LEAST = 128, 16
+"""Samples on which outputs are compared; fewer of large programs, down to the least."""
+_WORK = 6e10
+"""Multiplications that comparing one program's outputs may take."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Candidates:
     data: Dataset
     wanted: list[tuple[Tensor, ...]]
     classes: bool
+    judged: int
     precisions: tuple[bool, ...] = (False,)
     precision: Item = field(default_factory=lambda: Item("precision", (0.0,)))
     shares: dict[tuple[Choice, bool], float] = field(default_factory=dict)
@@ -61,16 +67,16 @@ class Candidates:
         """What each group and each branch loses at each level is measured here."""
         assert ctx.calib is not None
         coupling = couple(program)
-        if not coupling.groups:
-            method = "magnitude"  # of nothing
-        scores = _scores(program, coupling, method, ctx, samples)
+        judged = max(_LEAST, min(_JUDGED_ON, samples, int(_WORK / max(1, macs(coupling)))))
+        samples = min(samples, 2 * judged)
+        data = ctx.calib.take(samples)
+        scores = scored("fit", method, program, coupling, ctx, samples)
         widths = {g.name: levels for g in coupling.groups if len(levels := _levels(g, block)) > 1}
         layout = Layout(coupling, widths, _separate(branches(program, coupling)) if depth else [], block)
-        data = ctx.calib.take(samples)
         with torch.no_grad():
-            wanted = [program(*b.inputs) for b in data.take(_JUDGED_ON)]
+            wanted = [program(*b.inputs) for b in data.take(judged)]
         classes = Interface.of(program).classes is not None
-        made = Candidates(program, ctx, coupling, layout, scores, (), data, wanted, classes)
+        made = Candidates(program, ctx, coupling, layout, scores, (), data, wanted, classes, judged)
         made.items = tuple(made._items())
         if any(not p.exact and not p.heals and not p.shapes for p in ctx.rest):
             made.precisions = (False, True)
@@ -111,6 +117,12 @@ class Candidates:
             self.shares[key] = self.ctx.share(self.finished(program) if integer else program, self.source)
         return self.shares[key]
 
+    def contested(self, choice: Choice, integer: bool) -> float:
+        """The same in the fastest of all runtimes that the build emits for."""
+        assert self.ctx.contest is not None
+        program = self._bare(choice)
+        return self.ctx.contest(self.finished(program) if integer else program, self.source)
+
     def finished(self, program: Program) -> Program:
         """The program as the passes behind would leave it, those that train and those that choose shapes left out."""
         assert self.ctx.calib is not None
@@ -121,20 +133,25 @@ class Candidates:
                 program = one.run(program.clone(), ctx).retraced()
         return program
 
-    def made(self, choice: Choice, share: float) -> Made:
+    def lost(self, choice: Choice) -> float:
+        """How far the outputs of a choice are, refitted on some of the data, and in its precision."""
+        return self.made(choice, 0.0, self.data.take(_TRIED_ON)).lost + self.precision.lost[choice[-1]]
+
+    def made(self, choice: Choice, share: float, data: Dataset | None = None) -> Made:
         """The program of a choice, refitted, and how far its outputs are from those of the whole."""
+        data = data or self.data
         gone = self._gone(choice)
         program = self.source
         if gone:
             smaller, copies = dropped(program, gone)
-            _refit.refit(program, smaller, copies, self.coupling, {}, self.data, self.ctx.seed)
+            _refit.refit(program, smaller, copies, self.coupling, {}, data, self.ctx.seed)
             program = smaller.retraced()
         keep = self._keep(choice)
         if keep:
             coupling = couple(program) if gone else self.coupling
             keep = _found_again(self.coupling, coupling, keep) if gone else keep
             smaller, copies = cut(program, keep, coupling)
-            _refit.refit(program, smaller, copies, coupling, keep, self.data, self.ctx.seed)
+            _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed)
             program = smaller.retraced()
         return Made(choice, program, share, self._lost(program))
 
@@ -154,8 +171,9 @@ class Candidates:
         return lines
 
     def _items(self) -> list[Item]:
-        found = []
+        found: list[Item] = []
         for name, levels in self.layout.widths.items():
+            self.ctx.tell("weighing widths and branches", len(found), len(self.layout.names))
             group = self.coupling[name]
             removed = np.concatenate([[0.0], np.cumsum(np.sort(self.order[name]))])
             curve = [float(removed[group.size - w]) for w in levels]
@@ -164,15 +182,16 @@ class Candidates:
             scale = self._lost(program) / max(curve[middle], 1e-300)
             found.append(Item(name, tuple(v * scale for v in curve)))
         for branch in self.layout.branches:
+            self.ctx.tell("weighing widths and branches", len(found), len(self.layout.names))
             run = Without(self.source, [branch])
             with torch.no_grad():
-                outputs = [run.run(*b.inputs) for b in self.data.take(_JUDGED_ON)]
+                outputs = [run.run(*b.inputs) for b in self.data.take(self.judged)]
             found.append(Item(branch.name, (0.0, self._between(outputs))))
         return found
 
     def _lost(self, program: Program) -> float:
         with torch.no_grad():
-            return self._between([program(*b.inputs) for b in self.data.take(_JUDGED_ON)])
+            return self._between([program(*b.inputs) for b in self.data.take(self.judged)])
 
     def _between(self, outputs: Sequence[Sequence[Tensor]]) -> float:
         """The divergence of classes, or the squared difference of all outputs; large where it is no number."""
@@ -244,16 +263,3 @@ def _found_again(old: Coupling, new: Coupling, keep: dict[str, list[int]]) -> di
                 if same and before.name in keep:
                     found[group.name] = keep[before.name]
     return found
-
-
-def _scores(program: Program, coupling: Coupling, method: str, ctx: Context, samples: int) -> Scores:
-    if method == "magnitude":
-        return _importance.magnitude(program, coupling)
-    if method == "random":
-        return _importance.random(coupling, ctx.seed)
-    data = ctx.train or ctx.calib
-    if data is None:
-        raise PassError(f"fit: method={method} needs data")
-    if method == "fisher":
-        return _importance.fisher(program, coupling, data.take(samples), ctx.seed)
-    return _importance.taylor(program, coupling, data.take(samples))

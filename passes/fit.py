@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,13 +13,16 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.measure import machine
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes._candidates import Candidates, Made
+from edgecompile.passes._methods import GRADIENTS, Method
 from edgecompile.passes._timing import Model, fitted
-from edgecompile.plan import Choice, Item, Part, Problem, fastest, solve
+from edgecompile.plan import Choice, Floats, Item, Part, Problem, fastest, solve
 from edgecompile.program import Program
 
 _USED, _AIM = 0.9, 0.97
 """The share of the budget from which it counts as used, and what is aimed at, since times are measured twice."""
-_CORRECTIONS = 6
+_CORRECTIONS, _CONTESTS = 6, 3
+Weights = Floats
+"""How much the loss of each item weighs in a plan."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Fit(Pass):
     behind this pass makes of it is used, are the items of one plan (`edgecompile.plan`). Times come from the target:
     some random choices are built and measured (or predicted) there, in both precisions, and a model of the parts is
     fitted to them. What a group or a branch is worth is measured by the outputs without it, over calibration data;
-    units within a group go in the order of `method`. Of `tries` plans, each with these worths weighed otherwise, the
-    one is taken whose refitted program is nearest to the teacher (the search of ZipLM). Each is measured, and planned
-    again until the latency holds and nine tenths of it are used.
+    units within a group go in the order of `method`. `tries` plans are made, each with these worths weighed otherwise
+    (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first; where the latency
+    does not hold, or nine tenths of it are not used, the model learns from that and plans again.
 
     Refuses: a program in which nothing can go, no calibration data, a latency that the smallest one misses, unless
     `unreachable=fastest` takes that one then.
@@ -48,12 +51,12 @@ class Fit(Pass):
 
     latency: float | None = None
     ms: float | None = None
-    method: Literal["fisher", "magnitude", "taylor", "random"] = "fisher"
+    method: Method = "obs"
     block: int | None = None
     depth: bool = True
     samples: int = 256
     tries: int = 12
-    built: int = 14
+    built: int = 10
     unreachable: Literal["refuse", "fastest"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class Fit(Pass):
     @property
     def reads_train(self) -> bool:
         """Gradients are of training data where there is any."""
-        return self.method in ("fisher", "taylor")
+        return self.method in GRADIENTS
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The program that fits; see the class."""
@@ -89,8 +92,7 @@ class Fit(Pass):
         if not candidates.items:
             reasons = list(dict.fromkeys(couple(program).fixed.values()))[:3]
             raise PassError(f"fit: nothing of this program can go: {'; '.join(reasons)}")
-        search = _Search(candidates, self._models(candidates, ctx), ctx, budget)
-        best = search.best(self.tries, self.unreachable == "fastest")
+        best = self._searched(candidates, ctx, budget).best(self.tries, self.unreachable == "fastest")
         if best.share > budget:
             ctx.note(f"{budget:.3g} of the latency is out of reach: the fastest choice takes {best.share:.3g}")
         ctx.stats.update({"latency": round(best.share, 4), "timed": candidates.measured})
@@ -100,73 +102,144 @@ class Fit(Pass):
             ctx.note(f"of {budget:.3g} of the latency {best.share:.3g} is used: no choice in between was found")
         return best.program
 
-    def _models(self, candidates: Candidates, ctx: Context) -> list[Model]:
-        """A model of the times as floats, and one of those behind quantization where that follows."""
+    def _searched(self, candidates: Candidates, ctx: Context, budget: float) -> _Search:
+        """Random choices are timed, as floats and behind quantization where that follows; a search begins with them."""
         rng = np.random.default_rng(ctx.seed)
         whole: Choice = (0,) * len(candidates.items)
-        chosen = [whole]
-        for _ in range(self.built):
-            chosen.append(candidates.random(rng))
-        models = []
-        for integer in candidates.precisions:
-            shares = []
+        chosen = [whole, *(candidates.random(rng) for _ in range(self.built))]
+        search = _Search(candidates, ctx, budget, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
+        for precision in range(len(candidates.precisions)):
             for done, choice in enumerate(chosen):
-                ctx.tell("timing choices", done, len(chosen))
-                shares.append(candidates.share(choice, integer))
-            models.append(fitted(candidates.layout, chosen, shares))
-        return models
+                ctx.tell("timing choices", precision * len(chosen) + done, len(chosen) * len(candidates.precisions))
+                search.measured((*choice, precision))
+            search.learn(precision)
+        return search
+
+
+@dataclass(frozen=True, order=True)
+class _Plan:
+    """A choice that some weights led to, and how far its outputs are; `known` is how much was timed by then."""
+
+    lost: float
+    number: int
+    choice: Choice
+    known: int
+    corrections: int
 
 
 @dataclass
 class _Search:
-    """Plans under a budget, as the times of those that were measured say that the model must be read."""
+    """Plans under a budget, nearest to the program first, until one is measured within it and uses it."""
 
     candidates: Candidates
-    models: Sequence[Model]
     ctx: Context
     budget: float
+    models: dict[int, Model] = field(default_factory=dict)
+    timed: dict[int, dict[Choice, float]] = field(default_factory=dict)
     factor: dict[int, float] = field(default_factory=dict)
+    weights: list[Weights] = field(default_factory=list)
+    gain: dict[int, float] = field(default_factory=dict)
+    seen: set[Choice] = field(default_factory=set)
+    waiting: list[_Plan] = field(default_factory=list)
+
+    def measured(self, choice: Choice) -> float:
+        """The share of the time that a choice takes."""
+        precision = choice[-1]
+        share = self.candidates.share(choice[:-1], self.candidates.precisions[precision])
+        self.timed.setdefault(precision, {})[choice[:-1]] = share
+        return share * self.gain[precision]
+
+    def learn(self, precision: int) -> None:
+        """The model of one precision, from all that was timed so far; it holds for the last one as it was timed."""
+        known = self.timed[precision]
+        self.models[precision] = model = fitted(self.candidates.layout, list(known), list(known.values()))
+        if self.weights:
+            choice, share = list(known.items())[-1]
+            self.factor[precision] = share / model.time(choice)
 
     def best(self, tries: int, anyhow: bool) -> Made:
-        """The candidate whose outputs are nearest to the program's, measured within the budget; else the fastest."""
+        """The plan whose outputs are nearest to the program's, measured within the budget; else the fastest choice.
+
+        Where the build emits for several runtimes, plans are timed in the first, and what the fastest gains over it on
+        the plan that was found is taken for the gain on all; then plans are made anew.
+        """
         rng = np.random.default_rng(self.ctx.seed + 1)
-        sizes = len(self.candidates.items)
-        found: dict[Choice, Made] = {}
-        for number in range(tries):
-            self.ctx.tell("trying plans", number, tries)
-            weights = np.ones(sizes) if not number else np.exp(rng.normal(0, 1, sizes))
-            if number % 3 == 1:
-                weights[self.candidates.groups :] *= 0.2  # depth is dear by its outputs, and heals well
-            if (made := self._within(weights, found)) is not None:
-                found[made.choice] = made
-        if not found and anyhow:
-            bare, integer = min(self.candidates.shares, key=lambda key: self.candidates.shares[key])
-            choice = (*bare, self.candidates.precisions.index(integer))
-            return self.candidates.made(choice, self.candidates.shares[bare, integer])
-        if not found:
-            raise PassError(f"fit: {self.budget:.3g} of the latency is out of reach: {self._least()}")
-        return min(found.values(), key=lambda made: made.lost)
-
-    def _within(self, weights: np.ndarray[tuple[int], np.dtype[np.float64]], found: dict[Choice, Made]) -> Made | None:
-        """The plan by these weights that is measured within the budget and uses it; None where none was met."""
-        kept: tuple[float, Choice] | None = None
-        aim = _AIM
-        for _ in range(_CORRECTIONS):
-            choice = self._plan(weights, aim)
-            if choice in found:
-                return None
-            predicted = self._predicted(choice)
-            share = self.candidates.share(choice[:-1], self.candidates.precisions[choice[-1]])
-            if share <= self.budget and (kept is None or share > kept[0]):
-                kept = share, choice
-            if _USED * self.budget <= share <= self.budget or (share <= self.budget and not any(choice[:-1])):
+        self.weights += [self._drawn(rng, number) for number in range(tries)]
+        kept = self._round()
+        held: tuple[_Plan, float] | None = None
+        for _ in range(_CONTESTS):
+            if self.ctx.contest is None or kept is None or not any(kept[0].choice[:-1]):
                 break
-            self.factor[choice[-1]] = self.factor.get(choice[-1], 1.0) * share / predicted
-        if kept is None or kept[1] in found:
-            return None
-        return self.candidates.made(kept[1], kept[0])
+            plan, before = kept[0], dict(self.gain)
+            for precision in self.gain if not held else [plan.choice[-1]]:
+                self._contest((*plan.choice[:-1], precision))
+            share = self.measured(plan.choice)
+            if share <= self.budget and (held is None or plan < held[0]):
+                held = plan, share
+            if before == self.gain or _USED * self.budget <= share <= self.budget:
+                break
+            kept = self._round()
+        kept = held or kept
+        if kept is not None:
+            return self.candidates.made(kept[0].choice, kept[1])
+        if anyhow:
+            (bare, integer), share = min(self.candidates.shares.items(), key=lambda found: found[1])
+            return self.candidates.made((*bare, self.candidates.precisions.index(integer)), share)
+        least = min(self.candidates.shares.values(), default=1.0)
+        raise PassError(
+            f"fit: {self.budget:.3g} of the latency is out of reach: the fastest one tried takes {least:.3g}"
+        )
 
-    def _plan(self, weights: np.ndarray[tuple[int], np.dtype[np.float64]], aim: float) -> Choice:
+    def _contest(self, choice: Choice) -> None:
+        """What the fastest runtime gains over the first one, in one precision."""
+        integer = self.candidates.precisions[choice[-1]]
+        own = self.candidates.share(choice[:-1], integer)
+        self.gain[choice[-1]] = min(1.0, self.candidates.contested(choice[:-1], integer) / own)
+
+    def _round(self) -> tuple[_Plan, float] | None:
+        """Plans by all weights, measured until the nearest that holds is found; None where none does."""
+        self.seen.clear()
+        self.waiting.clear()
+        for number in range(len(self.weights)):
+            self.ctx.tell("trying plans", number, len(self.weights))
+            self._propose(number, 0)
+        kept: tuple[_Plan, float] | None = None
+        while self.waiting and (kept is None or self.waiting[0] < kept[0]):
+            self.ctx.tell("measuring plans", self._known, self._known + len(self.waiting))
+            plan = heappop(self.waiting)
+            if plan.known < self._known and not _USED * self.budget <= self._predicted(plan.choice) <= self.budget:
+                self.seen.discard(plan.choice)
+                self._propose(plan.number, plan.corrections)
+                continue
+            share = self.measured(plan.choice)
+            if share <= self.budget and (kept is None or plan < kept[0]):
+                kept = plan, share
+            used = share >= _USED * self.budget or not any(plan.choice[:-1])
+            if not (share <= self.budget and used) and plan.corrections < _CORRECTIONS:
+                self.learn(plan.choice[-1])
+                self._propose(plan.number, plan.corrections + 1)
+        return kept
+
+    @property
+    def _known(self) -> int:
+        return len(self.candidates.shares)
+
+    def _drawn(self, rng: np.random.Generator, number: int) -> Weights:
+        """How much each item's loss is to weigh: as measured at first, then otherwise."""
+        sizes = len(self.candidates.items)
+        weights = np.ones(sizes) if not number else np.exp(rng.normal(0, 1, sizes))
+        if number % 3 == 1:
+            weights[self.candidates.groups :] *= 0.2  # depth is dear by its outputs, and heals well
+        return weights
+
+    def _propose(self, number: int, corrections: int) -> None:
+        """The plan by these weights joins those that wait, if it is a new one."""
+        choice = self._plan(self.weights[number])
+        if choice not in self.seen:
+            self.seen.add(choice)
+            heappush(self.waiting, _Plan(self.candidates.lost(choice), number, choice, self._known, corrections))
+
+    def _plan(self, weights: Weights) -> Choice:
         items = [
             Item(one.name, tuple(float(v * w) for v in one.lost))
             for one, w in zip(self.candidates.items, weights, strict=True)
@@ -174,18 +247,22 @@ class _Search:
         items.append(self.candidates.precision)
         problem = Problem(tuple(items), tuple(self._parts()))
         try:
-            return solve(problem, aim * self.budget)
+            return solve(problem, _AIM * self.budget)
         except PassError:
             return fastest(problem)  # measured, it may be faster than the model says
 
     def _predicted(self, choice: Choice) -> float:
-        return self.models[choice[-1]].time(choice) * self.factor.get(choice[-1], 1.0)
+        return self.models[choice[-1]].time(choice) * self._scale(choice[-1])
+
+    def _scale(self, precision: int) -> float:
+        """What the model of a precision is multiplied with."""
+        return self.factor.get(precision, 1.0) * self.gain[precision]
 
     def _parts(self) -> list[Part]:
         """The models' parts side by side along one more axis, the precision."""
         last = len(self.candidates.items)
-        sides = [model.parts() for model in self.models]
-        scale = [self.factor.get(i, 1.0) for i in range(len(sides))]
+        sides = [self.models[i].parts() for i in sorted(self.models)]
+        scale = [self._scale(i) for i in range(len(sides))]
         return [
             replace(
                 group[0],
@@ -194,10 +271,6 @@ class _Search:
             )
             for group in zip(*sides, strict=True)
         ]
-
-    def _least(self) -> str:
-        shares = self.candidates.shares.values()
-        return f"the fastest one tried takes {min(shares, default=1.0):.3g}"
 
 
 def _block(ctx: Context) -> int:

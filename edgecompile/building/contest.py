@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,6 +68,21 @@ def contest(
             continue
         winner = _raced(winner, other, built)
     return winner
+
+
+def contested(shop: Workshop, rivals: Sequence[Target], program: Program, of: Program) -> float:
+    """What part of another program's latency one takes in the fastest of all runtimes: a recorded decision for each.
+
+    A rival that is not installed, refuses the program or fails is not in the running.
+    """
+    found = shop.share(program, of)
+    for rival in rivals:
+        other = replace(shop, target=rival, _made={})
+        other.tell(f"building for {rival.name}", 0, 1)
+        with suppress(EdgeCompileError):
+            if not rival.refuse(shop.fixed(program)):
+                found = min(found, shop.share(program, of, other))
+    return found
 
 
 def _unfit(

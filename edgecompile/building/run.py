@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import __version__
+from edgecompile.building.contest import contested
 from edgecompile.building.finish import finish, portable, write_report
 from edgecompile.building.fixed import at_batch
 from edgecompile.building.jobs import Job, prepare
@@ -158,6 +159,7 @@ def _run(
         budgets.drop_pp,
         shop.drop_pp if evaluate is not None else None,
         shop.share,
+        contest=(lambda one, of: contested(shop, job.rivals, one, of)) if job.rivals else None,
         ms=shop.ms,
         decide=lambda name, find: shop.decide(name, shop.decided(name) or find()),
         tell=shop.tell,

@@ -100,13 +100,17 @@ class Workshop:
             self._made[digest] = self._scored(self._loaded(digest, self.fixed(program)))
         return self._made[digest]
 
-    def share(self, program: Program, of: Program) -> float:
-        """What part of another program's latency one takes: measured (a recorded decision) or predicted, not scored."""
+    def share(self, program: Program, of: Program, other: Workshop | None = None) -> float:
+        """What part of another program's latency one takes: measured (a recorded decision) or predicted, not scored.
+
+        The first may be of another workshop of this machine, for another target.
+        """
         if self.predict is not None:
             return float(self.predict(program).value / self.predict(of).value)
-        name = "share:" + ":".join(digest_of(p)[:12] for p in (program, of))
+        there = other or self
+        name = ":".join(["share", *([there.target.name] if other else []), *(digest_of(p)[:12] for p in (program, of))])
         if (decided := self.decided(name)) is None:
-            samples = self._compared(self._timed(of), self._timed(program), patient=False)
+            samples = self._compared(self._timed(of), there._timed(program), patient=False)
             decided = f"{ratio(samples['after'], samples['before']).value:.4f}"
         return float(self.decide(name, decided))
 

@@ -121,6 +121,30 @@ def test_it_is_nearer_than_what_is_pruned_to_the_same_time(program: Program) -> 
     assert found[0] <= found[1]
 
 
+def test_what_a_faster_runtime_gains_is_used(program: Program) -> None:
+    asked = []
+
+    def contest(one: Program, of: Program) -> float:
+        asked.append(by_macs(one) / by_macs(of))
+        return 0.6 * asked[-1] if asked[-1] < 0.5 else 0.7 * asked[-1]
+
+    ctx = context(program, by_macs, contest=contest)
+    made = small(latency=0.4).run(program.clone(), ctx)
+    left = by_macs(made) / by_macs(program)
+    assert len(asked) >= 2
+    assert left > 0.5
+    assert 0.9 * 0.4 <= 0.7 * left <= 0.4
+    assert ctx.stats["latency"] == pytest.approx(0.7 * left, abs=2e-3)
+
+
+def test_a_runtime_that_gains_nothing_changes_nothing(program: Program) -> None:
+    plain, other = (
+        small(latency=0.5).run(program.clone(), context(program, by_macs, contest=contest))
+        for contest in (None, lambda one, of: by_macs(one) / by_macs(of))
+    )
+    assert all(torch.equal(v, other.weights()[k]) for k, v in plain.weights().items())
+
+
 class Halves(Pass):
     """Stands for quantization in a pipeline: marks the program, which the cost below takes for integers."""
 
