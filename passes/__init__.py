@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "fold_lora": "edgecompile.passes.fold_lora:FoldLora",
     "reparameterize": "edgecompile.passes.reparameterize:Reparameterize",
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
+    "student": "edgecompile.passes.student:Student",
     "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
     "fit": "edgecompile.passes.fit:Fit",
     "prune": "edgecompile.passes.prune:Prune",

@@ -46,7 +46,8 @@ def candidates(program: Program, teacher: Program) -> list[fx.Node]:
     readers, outputs = weight_readers(program), set(program.outputs())
     found = []
     for node in program.graph.graph.nodes:
-        if node.target not in _CONVOLUTIONS or node in outputs or (wanted is not None and origin(node) not in wanted):
+        had = wanted is None or origin(node) in wanted or "normed" in node.meta.get("custom", {})
+        if node.target not in _CONVOLUTIONS or node in outputs or not had:
             continue
         own = [n for n in (argument(node, "weight"), argument(node, "bias")) if n is not None]
         if any(n.op != "get_attr" or len(readers[str(n.target)]) > 1 for n in own):

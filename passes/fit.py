@@ -20,7 +20,7 @@ from edgecompile.program import Program
 
 _USED, _AIM = 0.9, 0.97
 """The share of the budget from which it counts as used, and what is aimed at, since times are measured twice."""
-_CORRECTIONS, _CONTESTS = 6, 3
+_SETTLING, _CORRECTIONS, _CONTESTS = 6, 2, 3
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
 
@@ -118,12 +118,11 @@ class Fit(Pass):
 
 @dataclass(frozen=True, order=True)
 class _Plan:
-    """A choice that some weights led to, and how far its outputs are; `known` is how much was timed by then."""
+    """A choice that some weights led to, and how far its outputs are."""
 
     lost: float
     number: int
     choice: Choice
-    known: int
     corrections: int
 
 
@@ -139,14 +138,14 @@ class _Search:
     factor: dict[int, float] = field(default_factory=dict)
     weights: list[Weights] = field(default_factory=list)
     gain: dict[int, float] = field(default_factory=dict)
-    seen: set[Choice] = field(default_factory=set)
-    waiting: list[_Plan] = field(default_factory=list)
 
     def measured(self, choice: Choice) -> float:
         """The share of the time that a choice takes."""
         precision = choice[-1]
         share = self.candidates.share(choice[:-1], self.candidates.precisions[precision])
-        self.timed.setdefault(precision, {})[choice[:-1]] = share
+        known = self.timed.setdefault(precision, {})
+        known.pop(choice[:-1], None)
+        known[choice[:-1]] = share
         return share * self.gain[precision]
 
     def learn(self, precision: int) -> None:
@@ -198,31 +197,37 @@ class _Search:
 
     def _round(self) -> tuple[_Plan, float] | None:
         """Plans by all weights, measured until the nearest that holds is found; None where none does."""
-        self.seen.clear()
-        self.waiting.clear()
+        self._settle()
+        seen: set[Choice] = set()
+        waiting: list[_Plan] = []
         for number in range(len(self.weights)):
             self.ctx.tell("trying plans", number, len(self.weights))
-            self._propose(number, 0)
+            self._propose(number, 0, seen, waiting)
         kept: tuple[_Plan, float] | None = None
-        while self.waiting and (kept is None or self.waiting[0] < kept[0]):
-            self.ctx.tell("measuring plans", self._known, self._known + len(self.waiting))
-            plan = heappop(self.waiting)
-            if plan.known < self._known and not _USED * self.budget <= self._predicted(plan.choice) <= self.budget:
-                self.seen.discard(plan.choice)
-                self._propose(plan.number, plan.corrections)
-                continue
+        while waiting and (kept is None or waiting[0] < kept[0]):
+            self.ctx.tell("measuring plans", len(seen) - len(waiting), len(seen))
+            plan = heappop(waiting)
             share = self.measured(plan.choice)
             if share <= self.budget and (kept is None or plan < kept[0]):
                 kept = plan, share
-            used = share >= _USED * self.budget or not any(plan.choice[:-1])
-            if not (share <= self.budget and used) and plan.corrections < _CORRECTIONS:
+            if not self._used(plan.choice, share) and plan.corrections < _CORRECTIONS:
                 self.learn(plan.choice[-1])
-                self._propose(plan.number, plan.corrections + 1)
+                self._propose(plan.number, plan.corrections + 1, seen, waiting)
         return kept
 
-    @property
-    def _known(self) -> int:
-        return len(self.candidates.shares)
+    def _settle(self) -> None:
+        """The model learns from the first plan until it is right about it."""
+        before: Choice | None = None
+        for _ in range(_SETTLING):
+            choice = self._plan(self.weights[0])
+            if choice == before or self._used(choice, self.measured(choice)):
+                return
+            self.learn(choice[-1])
+            before = choice
+
+    def _used(self, choice: Choice, share: float) -> bool:
+        """Whether the latency holds and is used, or there is nothing to use it for."""
+        return share <= self.budget and (share >= _USED * self.budget or not any(choice[:-1]))
 
     def _drawn(self, rng: np.random.Generator, number: int) -> Weights:
         """How much each item's loss is to weigh: as measured at first, then otherwise."""
@@ -232,12 +237,12 @@ class _Search:
             weights[self.candidates.groups :] *= 0.2  # depth is dear by its outputs, and heals well
         return weights
 
-    def _propose(self, number: int, corrections: int) -> None:
+    def _propose(self, number: int, corrections: int, seen: set[Choice], waiting: list[_Plan]) -> None:
         """The plan by these weights joins those that wait, if it is a new one."""
         choice = self._plan(self.weights[number])
-        if choice not in self.seen:
-            self.seen.add(choice)
-            heappush(self.waiting, _Plan(self.candidates.lost(choice), number, choice, self._known, corrections))
+        if choice not in seen:
+            seen.add(choice)
+            heappush(waiting, _Plan(self.candidates.lost(choice), number, choice, corrections))
 
     def _plan(self, weights: Weights) -> Choice:
         items = [

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from edgecompile.building import predicted
 from edgecompile.building.fixed import at_batch
 from edgecompile.building.outputs import cached_outputs
 from edgecompile.building.predicted import Predict
+from edgecompile.building.sizes import paired_drop, size_of
 from edgecompile.data import Dataset, Outputs, Score, Scored, Truth, digest_of, outputs, score_outputs
 from edgecompile.errors import TargetError
 from edgecompile.measure import (
@@ -22,8 +21,6 @@ from edgecompile.measure import (
     Samples,
     fingerprint,
     median_ms,
-    paired_accuracy,
-    paired_scores,
     ratio,
     settle,
     verdict,
@@ -36,11 +33,6 @@ from edgecompile.target import Artifact, Run, Target, loaded
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-SCRIPTS = (
-    "emit.json", "run.py", "build.sh", "check.sh", "build_runner.sh", "tvm_run", "tvm_run.cc", "interface.txt",
-    "kernels.cu",
-)  # fmt: skip
-"""What lies beside an artifact and is no part of its size."""
 _EMITTED = 5
 """Raised with every change of what targets leave in a folder: cached ones of before are not used."""
 _WORTH = 0.9
@@ -138,8 +130,7 @@ class Workshop:
         run, stands_in = loaded(self.target, artifact, self.threads, self.predict is None)
         bound = getattr(run, "bound", None)
         call = bound(fixed.inputs) if bound is not None and not stands_in else None
-        size = sum(f.stat().st_size for f in artifact.folder.rglob("*") if f.is_file() and not _beside(f, artifact))
-        return Built(digest, artifact, run, call, size, stands_in)
+        return Built(digest, artifact, run, call, size_of(artifact), stands_in)
 
     def _emitted(self, digest: str, fixed: Program) -> Artifact:
         read = [file_hash(path) for path in self.target.reads() if path.is_file()]
@@ -273,12 +264,7 @@ class Workshop:
         if scored is None or self.score is None:
             return None
         best = self._teacher_scored()
-        if scored.per_sample is None or best.per_sample is None:
-            lost = best.percent - scored.percent
-            return Drop(lost, float("nan"), float("nan"), float("inf"), scored.samples)
-        if np.isin(scored.per_sample, (0.0, 100.0)).all() and np.isin(best.per_sample, (0.0, 100.0)).all():
-            return paired_accuracy(best.per_sample > 50, scored.per_sample > 50)
-        return paired_scores(best.per_sample, scored.per_sample, self.seed)
+        return paired_drop(best, scored, self.seed)
 
     def _teacher_scored(self) -> Scored:
         assert self.score is not None
@@ -312,11 +298,6 @@ class Workshop:
         """Say how far the build is, to whoever listens."""
         if self.progress is not None:
             self.progress(what, done, total)
-
-
-def _beside(file: Path, artifact: Artifact) -> bool:
-    """Whether a file is there for the one who holds the device, a library for its CPU among them, not for the GPU."""
-    return file.name in SCRIPTS or file.relative_to(artifact.folder).parts[0] == "cpu"
 
 
 def _write(path: Path, text: str) -> None:
