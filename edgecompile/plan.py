@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Choice = tuple[int, ...]
 """The level of each item."""
 _GAP = 1e-4
-_SECONDS = 20.0
+_SECONDS, _OUT_OF_TIME = 20.0, 1
 _ROUNDING = 1e-9
 
 
@@ -127,6 +127,8 @@ def _milp(problem: Problem, budget: float | None) -> Choice | None:
         options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
     )
     if result.x is None:
+        if result.status == _OUT_OF_TIME:
+            raise PassError(f"no plan was found within {_SECONDS:g} s: fewer levels or a larger block make it smaller")
         return None
     parts = np.split(result.x[:count], starts[1:-1])
     choice = tuple(int(np.argmax(p)) for p in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import ClassVar, Literal
@@ -33,10 +34,10 @@ class Fit(Pass):
 
     After: `%y = conv2d(%x, w: float32[48, 16, 3, 3])`, and `%x` where `%z` was
 
-    The widths of all coupled groups in blocks, whether each residual branch is there, and whether what `quantize`
-    behind this pass makes of it is used, are the items of one plan (`edgecompile.plan`). Times come from the target:
-    some random choices are built and measured (or predicted) there, in both precisions, and a model of the parts is
-    fitted to them. What a group or a branch is worth is measured by the outputs without it, over calibration data;
+    The widths of all coupled groups in blocks, and whether each residual branch is there, are the items of a plan
+    (`edgecompile.plan`); one is made for floats and one for what `quantize` behind this pass makes of them. Times come
+    from the target: some random choices are built and measured (or predicted) there, in both precisions, and a model of
+    the parts is fitted to them. What a group or a branch is worth is measured by the outputs without it, over calibration data;
     units within a group go in the order of `method`. `tries` plans are made, each with these worths weighed otherwise
     (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first; where the latency
     does not hold, or nine tenths of it are not used, the model learns from that and plans again.
@@ -245,37 +246,26 @@ class _Search:
             heappush(waiting, _Plan(self.candidates.lost(choice), number, choice, corrections))
 
     def _plan(self, weights: Weights) -> Choice:
-        items = [
+        """The plan that loses least, of one in each precision."""
+        items = tuple(
             Item(one.name, tuple(float(v * w) for v in one.lost))
             for one, w in zip(self.candidates.items, weights, strict=True)
-        ]
-        items.append(self.candidates.precision)
-        problem = Problem(tuple(items), tuple(self._parts()))
-        try:
-            return solve(problem, _AIM * self.budget)
-        except PassError:
-            return fastest(problem)  # measured, it may be faster than the model says
+        )
+        problems = [Problem(items, tuple(self._parts(i))) for i in sorted(self.models)]
+        found: list[tuple[float, Choice]] = []
+        for precision, problem in enumerate(problems):
+            with suppress(PassError):
+                choice = solve(problem, _AIM * self.budget)
+                found.append((problem.lost(choice) + self.candidates.precision.lost[precision], (*choice, precision)))
+        if not found:  # measured, the fastest may be faster than the model says
+            choices = [fastest(problem) for problem in problems]
+            found = [(p.time(c), (*c, i)) for i, (p, c) in enumerate(zip(problems, choices, strict=True))]
+        return min(found)[1]
 
-    def _predicted(self, choice: Choice) -> float:
-        return self.models[choice[-1]].time(choice) * self._scale(choice[-1])
-
-    def _scale(self, precision: int) -> float:
-        """What the model of a precision is multiplied with."""
-        return self.factor.get(precision, 1.0) * self.gain[precision]
-
-    def _parts(self) -> list[Part]:
-        """The models' parts side by side along one more axis, the precision."""
-        last = len(self.candidates.items)
-        sides = [self.models[i].parts() for i in sorted(self.models)]
-        scale = [self._scale(i) for i in range(len(sides))]
-        return [
-            replace(
-                group[0],
-                items=(*group[0].items, last),
-                times=np.stack([p.times * s for p, s in zip(group, scale, strict=True)], -1),
-            )
-            for group in zip(*sides, strict=True)
-        ]
+    def _parts(self, precision: int) -> list[Part]:
+        """A model's parts, as what was measured says that they must be read."""
+        scale = self.factor.get(precision, 1.0) * self.gain[precision]
+        return [replace(part, times=part.times * scale) for part in self.models[precision].parts()]
 
 
 def _block(ctx: Context) -> int:

@@ -136,3 +136,33 @@ def test_a_flag_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     for flag, value in (("train_budget", "10m"), ("augment", "flip")):
         with pytest.raises(SpecError, match=f"--{flag.replace('_', '-')} {value}: no pass of this build trains: drop"):
             build("digits", out=str(tmp_path), target="onnx@host", pipeline="quantize", **{flag: value})
+
+
+def test_several_budgets_are_a_job_each() -> None:
+    jobs = prepare(BuildOptions(target="onnx@host", max_latency="50%, p99:2ms", max_drop="1pp"))
+    assert [(j.name, j.options.max_latency) for j in jobs] == [
+        ("onnx@host-50pct", "50%"),
+        ("onnx@host-p99-2ms", "p99:2ms"),
+    ]
+    assert [j.budgets.latency and j.budgets.latency.percent for j in jobs] == [50, None]
+    with pytest.raises(SpecError, match=r"'50%' is given twice"):
+        prepare(BuildOptions(target="onnx@host", max_latency="50%,50%"))
+    with pytest.raises(SpecError, match=r"--max-latency 'fast': expected a time or a share of the teacher"):
+        prepare(BuildOptions(target="onnx@host", max_latency="50%,fast"))
+
+
+@pytest.mark.slow
+def test_one_run_gives_a_family(teacher: Teacher, tmp_path: Path) -> None:
+    report = build(
+        teacher,
+        target="onnx@host",
+        preset="fast",
+        max_latency="60%,10%",
+        out=str(tmp_path),
+        cache=Cache(tmp_path / "cache"),
+    )
+    rows = {row.deployment: row for row in report.builds}
+    assert list(rows) == ["onnx@host-60pct", "onnx@host-10pct"]
+    assert rows["onnx@host-60pct"].exit_code == 0
+    assert (tmp_path / "onnx@host-60pct" / "model.onnx").is_file()
+    assert (tmp_path / "reports" / "onnx@host-10pct" / "report.json").is_file()

@@ -194,7 +194,9 @@ def _settled(job: Job, shop: Workshop, base: Built, final: Built) -> dict[str, S
 
 def _shown(job: Job, code: int) -> str:
     """The bundle's link in OUT: the deployment's name when every budget holds, else one under `rejected`."""
-    name = re.sub(r"[^\w.@-]", "_", job.name if job.name.isidentifier() else f"{job.target.name}@{job.device.name}")
+    plain = job.name.removesuffix(job.suffix)
+    name = (plain if plain.isidentifier() else f"{job.target.name}@{job.device.name}") + job.suffix
+    name = re.sub(r"[^\w.@-]", "_", name)
     return name if code == errors.OK else f"rejected/{name}"
 
 

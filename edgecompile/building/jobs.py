@@ -27,6 +27,8 @@ class Job:
     primary: bool = True
     rivals: tuple[Target, ...] = ()
     """Other targets for the same program: where the device is this machine, the fastest is the result."""
+    suffix: str = ""
+    """What tells the artifacts of several latency budgets apart."""
 
 
 def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Target | None = None) -> tuple[Job, ...]:
@@ -46,12 +48,24 @@ def prepare(options: BuildOptions, passes: Sequence[Pass] | None = None, own: Ta
         pairs = pairs[:1]
     bound = PRIMARY.get(options.target, 1)
     jobs = tuple(
-        _job(options, calls, device, given, own, len(pairs) > 1, index < bound)
+        _job(one, calls, device, given, own, len(pairs) > 1, index < bound, suffix)
+        for suffix, one in _by_budget(options)
         for index, (calls, device) in enumerate(pairs)
     )
     if options.tune is not None and not any(getattr(t, "tune", "") for job in jobs for t in (job.target, *job.rivals)):
         raise SpecError(f"--tune {options.tune}: no artifact of {options.target} measures kernels here; tvm@host does")
     return jobs
+
+
+def _by_budget(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
+    """The options once for each latency budget that is given, with what its artifacts are called by."""
+    texts = [t.strip() for t in (options.max_latency or "").split(",")]
+    if len(texts) == 1:
+        return [("", options)]
+    twice = next((t for t in texts if texts.count(t) > 1), None)
+    if twice is not None:
+        raise SpecError(f"--max-latency {options.max_latency!r}: {twice!r} is given twice")
+    return [("-" + t.replace("%", "pct").replace(":", "-"), replace(options, max_latency=t)) for t in texts]
 
 
 def _job(
@@ -62,6 +76,7 @@ def _job(
     own: Target | None,
     several: bool,
     primary: bool,
+    suffix: str,
 ) -> Job:
     from edgecompile.targets import TARGETS
 
@@ -76,4 +91,4 @@ def _job(
     if not primary:  # budgets bind the primary artifacts; the others are labelled
         budgets = replace(budgets, latency=None, drop_pp=None, size_bytes=None, size_percent=None)
     threads = options.threads or device.threads
-    return Job(options, budgets, name, target, device, threads, passes, primary, tuple(rivals))
+    return Job(options, budgets, name + suffix, target, device, threads, passes, primary, tuple(rivals), suffix)

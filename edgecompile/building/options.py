@@ -34,7 +34,7 @@ class BuildOptions:
     preset: Literal["fast", "balanced", "best"] | None = _help(
         "Fit the latency budget by cutting, then heal on --train data, then quantize; fast does not train."
     )
-    max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher.")
+    max_latency: str | None = _help("Latency budget: 4ms, p99:4ms or 60% of the teacher; 50%,25% builds for each.")
     max_drop: str | None = _help("Accuracy budget in points of the score: 1pp or 0.5%.")
     max_size: str | None = _help("Size budget of the artifact: 4MB or 30% of the teacher.")
     calib: str | None = _help("Calibration data: .npz, .npy, a folder of images, a .txt or module:function.")

@@ -161,9 +161,11 @@ def _slot(call: Call, inner: int, count: int, clock: Clock) -> tuple[float, ...]
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector out of the timed part, and leave it as it was found."""
+    """Keep the garbage collector out of the timed part, and leave it as it was found.
+
+    It is not run before: beside a few loaded networks that takes longer than most timings.
+    """
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
