@@ -37,10 +37,10 @@ class Fit(Pass):
     The widths of all coupled groups in blocks, and whether each residual branch is there, are the items of a plan
     (`edgecompile.plan`); one is made for floats and one for what `quantize` behind this pass makes of them. Times come
     from the target: some random choices are built and measured (or predicted) there, in both precisions, and a model of
-    the parts is fitted to them. What a group or a branch is worth is measured by the outputs without it, over calibration data;
-    units within a group go in the order of `method`. `tries` plans are made, each with these worths weighed otherwise
-    (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first; where the latency
-    does not hold, or nine tenths of it are not used, the model learns from that and plans again.
+    the parts is fitted to them. What a group or a branch is worth is measured by the outputs without it, over
+    calibration data; units within a group go in the order of `method`. `tries` plans are made, each with these worths
+    weighed otherwise (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first;
+    where the latency does not hold, or nine tenths of it are not used, the model learns from that and plans again.
 
     Refuses: a program in which nothing can go, no calibration data, a latency that the smallest one misses, unless
     `unreachable=fastest` takes that one then.
