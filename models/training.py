@@ -26,8 +26,9 @@ def train(
     rate: float,
     device: str = "cpu",
     bfloat16: bool = False,
+    adam: bool = False,
 ) -> None:
-    """Train in place by SGD with Nesterov momentum and a one-cycle rate; prints one line an epoch.
+    """Train in place by SGD with Nesterov momentum, or AdamW, and a one-cycle rate; prints one line an epoch.
 
     `rate` is the highest learning rate; `bfloat16` runs the convolutions in it (weights stay float32).
     Seeded: on one machine, the same weights for the same seed.
@@ -37,7 +38,11 @@ def train(
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
     steps = len(labels) // batch_size
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
+    if adam:
+        optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.25)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     start = time.perf_counter()

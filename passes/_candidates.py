@@ -30,6 +30,8 @@ _TRIED_ON = 64
 """Calibration samples on which programs are refitted that may not be taken."""
 _JUDGED_ON, _LEAST = 128, 16
 """Samples on which outputs are compared; fewer of large programs, down to the least."""
+_HEALED_WORK, _LEAST_HEALED = 4e9, 60
+"""Steps times multiplications of a sample that healing one program for a choice may take, and the fewest steps."""
 _WORK = 6e10
 """Multiplications that comparing one program's outputs may take."""
 
@@ -136,6 +138,24 @@ class Candidates:
     def lost(self, choice: Choice) -> float:
         """How far the outputs of a choice are, refitted on some of the data, and in its precision."""
         return self.made(choice, 0.0, self.data.take(_TRIED_ON)).lost + self.precision.lost[choice[-1]]
+
+    def healing(self, steps: int) -> int:
+        """How many steps of the training that follows are worth taking for a choice: 0 where none follows."""
+        trains = any(p.heals and hasattr(p, "steps") for p in self.ctx.rest)
+        if not trains or self.ctx.train is None:
+            return 0
+        most = int(_HEALED_WORK / max(1, macs(self.coupling)))
+        return min(steps, most) if most >= _LEAST_HEALED else 0
+
+    def healed(self, choice: Choice, steps: int) -> float:
+        """How far the outputs of a choice are when it has been trained for so many steps."""
+        program = self.made(choice, 0.0).program
+        ctx = replace(self.ctx, work=None, stats={}, notes=[])
+        trainers: list[Any] = [p for p in self.ctx.rest if p.heals and hasattr(p, "steps")]
+        for one in trainers:
+            short = replace(one, steps=self.healing(steps), time=None, epochs=None)
+            program = short.run(program, ctx).retraced()
+        return self._lost(program) + self.precision.lost[choice[-1]]
 
     def made(self, choice: Choice, share: float, data: Dataset | None = None) -> Made:
         """The program of a choice, refitted, and how far its outputs are from those of the whole."""

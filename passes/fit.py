@@ -21,7 +21,7 @@ from edgecompile.program import Program
 
 _USED, _AIM = 0.9, 0.97
 """The share of the budget from which it counts as used, and what is aimed at, since times are measured twice."""
-_SETTLING, _CORRECTIONS, _CONTESTS = 6, 2, 3
+_SETTLING, _CORRECTIONS, _CONTESTS, _KINDS = 6, 2, 3, 3
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
 
@@ -41,6 +41,8 @@ class Fit(Pass):
     calibration data; units within a group go in the order of `method`. `tries` plans are made, each with these worths
     weighed otherwise (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first;
     where the latency does not hold, or nine tenths of it are not used, the model learns from that and plans again.
+    Where a pass that trains follows, depth heals otherwise than width: up to three plans that differ in depth or
+    precision are trained for `heal` steps each, and the one that is nearest then is taken (fewer for large programs).
 
     Refuses: a program in which nothing can go, no calibration data, a latency that the smallest one misses, unless
     `unreachable=fastest` takes that one then.
@@ -58,6 +60,7 @@ class Fit(Pass):
     samples: int = 256
     tries: int = 12
     built: int = 10
+    heal: int = 120
     unreachable: Literal["refuse", "fastest"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Fit(Pass):
             raise SpecError(f"ms={self.ms:g}: milliseconds above 0")
         if (self.block or 1) < 1 or self.samples < 1 or self.tries < 1 or self.built < 1:
             raise SpecError("block, samples, tries and built are 1 or more")
+        if self.heal < 0:
+            raise SpecError(f"heal={self.heal}: steps of training, 0 or more")
 
     @property
     def times(self) -> bool:
@@ -108,7 +113,7 @@ class Fit(Pass):
         rng = np.random.default_rng(ctx.seed)
         whole: Choice = (0,) * len(candidates.items)
         chosen = [whole, *(candidates.random(rng) for _ in range(self.built))]
-        search = _Search(candidates, ctx, budget, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
+        search = _Search(candidates, ctx, budget, self.heal, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
         for precision in range(len(candidates.precisions)):
             for done, choice in enumerate(chosen):
                 ctx.tell("timing choices", precision * len(chosen) + done, len(chosen) * len(candidates.precisions))
@@ -134,6 +139,7 @@ class _Search:
     candidates: Candidates
     ctx: Context
     budget: float
+    heal: int
     models: dict[int, Model] = field(default_factory=dict)
     timed: dict[int, dict[Choice, float]] = field(default_factory=dict)
     factor: dict[int, float] = field(default_factory=dict)
@@ -197,24 +203,34 @@ class _Search:
         self.gain[choice[-1]] = min(1.0, self.candidates.contested(choice[:-1], integer) / own)
 
     def _round(self) -> tuple[_Plan, float] | None:
-        """Plans by all weights, measured until the nearest that holds is found; None where none does."""
+        """Plans by all weights, measured until the nearest that holds is found; None where none does.
+
+        Where training follows, the nearest of up to three kinds of depth and precision, healed for a moment.
+        """
         self._settle()
         seen: set[Choice] = set()
         waiting: list[_Plan] = []
         for number in range(len(self.weights)):
             self.ctx.tell("trying plans", number, len(self.weights))
             self._propose(number, 0, seen, waiting)
-        kept: tuple[_Plan, float] | None = None
-        while waiting and (kept is None or waiting[0] < kept[0]):
+        kinds = _KINDS if self.candidates.healing(self.heal) else 1
+        kept: dict[Choice, tuple[_Plan, float]] = {}
+        while waiting and (len(kept) < kinds or waiting[0] < max(kept.values())[0]):
             self.ctx.tell("measuring plans", len(seen) - len(waiting), len(seen))
             plan = heappop(waiting)
+            kind = plan.choice[self.candidates.groups :] if kinds > 1 else ()
+            if kind in kept and kept[kind][0] < plan:
+                continue
             share = self.measured(plan.choice)
-            if share <= self.budget and (kept is None or plan < kept[0]):
-                kept = plan, share
+            if share <= self.budget:
+                kept[kind] = plan, share
             if not self._used(plan.choice, share) and plan.corrections < _CORRECTIONS:
                 self.learn(plan.choice[-1])
                 self._propose(plan.number, plan.corrections + 1, seen, waiting)
-        return kept
+        nearest = sorted(kept.values())[:kinds]
+        if len(nearest) < 2:
+            return nearest[0] if nearest else None
+        return min(nearest, key=lambda found: self.candidates.healed(found[0].choice, self.heal))
 
     def _settle(self) -> None:
         """The model learns from the first plan until it is right about it."""
