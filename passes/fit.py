@@ -41,8 +41,8 @@ class Fit(Pass):
     calibration data; units within a group go in the order of `method`. `tries` plans are made, each with these worths
     weighed otherwise (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first;
     where the latency does not hold, or nine tenths of it are not used, the model learns from that and plans again.
-    Where a pass that trains follows, depth heals otherwise than width: up to three plans that differ in depth or
-    precision are trained for `heal` steps each, and the one that is nearest then is taken (fewer for large programs).
+    With `heal`, and a pass behind that trains, up to three plans that differ in depth or precision are trained for so
+    many steps each (fewer of large programs), and the one that is nearest then is taken.
 
     Refuses: a program in which nothing can go, no calibration data, a latency that the smallest one misses, unless
     `unreachable=fastest` takes that one then.
@@ -60,7 +60,7 @@ class Fit(Pass):
     samples: int = 256
     tries: int = 12
     built: int = 10
-    heal: int = 120
+    heal: int = 0
     unreachable: Literal["refuse", "fastest"] = "refuse"
 
     def __post_init__(self) -> None:

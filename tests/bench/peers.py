@@ -168,7 +168,6 @@ def _exact(program: Program, integer: bool, ctx: Context) -> Program:
 def plan(cell: Cell, folder: Path) -> None:
     """Choose and write down what is to be trained."""
     from edgecompile.building.run import build
-    from edgecompile.passes.distill import Distill
     from edgecompile.passes.fit import Fit
     from edgecompile.passes.quantize import Quantize
     from tests.bench.teachers import teacher
@@ -176,8 +175,7 @@ def plan(cell: Cell, folder: Path) -> None:
     began = time.perf_counter()
     place = str(folder / "planned")
     share = _AIM * cell.share
-    heals = Distill(steps=0)  # what is to come, of which fit takes a few steps
-    passes: list[Pass] = [Fit(latency=share, unreachable="fastest"), Store(folder=place), heals, Quantize()]
+    passes: list[Pass] = [Fit(latency=share, unreachable="fastest"), Store(folder=place), Quantize()]
     if cell.side != "ours":
         passes = [TorchPruning(network=cell.network, share=share, integer="int8" in cell.side), Store(folder=place)]
     whole = teacher(cell.network)

@@ -251,7 +251,7 @@ def test_plans_are_compared_as_they_are_after_training(program: Program) -> None
     for rest in ((), (Taught(),)):
         Taught.whole.clear()
         ctx = context(program, cost, rest=rest, train=data())
-        found = small(latency=0.8, tries=9).run(program.clone(), ctx)
+        found = small(latency=0.8, tries=9, heal=120).run(program.clone(), ctx)
         kept.append(sum("add" in str(n.target) for n in found.graph.graph.nodes))
     assert kept[1] == max(Taught.whole, default=kept[1])
     assert kept[1] >= kept[0]
