@@ -21,6 +21,11 @@ from edgecompile.program import Program
 
 _USED, _AIM = 0.9, 0.97
 """The share of the budget from which it counts as used, and what is aimed at, since times are measured twice."""
+_DEPTH = (1.0, 0.2, 25.0)
+"""How much the loss of a branch weighs in one plan after the other: as measured, little, and so much that none goes.
+
+What is lost is measured before anything is refitted, which mends widths more than depth, and training more yet.
+"""
 _SETTLING, _CORRECTIONS, _CONTESTS, _KINDS = 6, 2, 3, 3
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
@@ -250,8 +255,7 @@ class _Search:
         """How much each item's loss is to weigh: as measured at first, then otherwise."""
         sizes = len(self.candidates.items)
         weights = np.ones(sizes) if not number else np.exp(rng.normal(0, 1, sizes))
-        if number % 3 == 1:
-            weights[self.candidates.groups :] *= 0.2  # depth is dear by its outputs, and heals well
+        weights[self.candidates.groups :] *= _DEPTH[number % len(_DEPTH)]
         return weights
 
     def _propose(self, number: int, corrections: int, seen: set[Choice], waiting: list[_Plan]) -> None:
