@@ -22,6 +22,8 @@ _NORMS = (
     aten.instance_norm.default,
 )  # fmt: skip
 _EPS, _MOMENTUM = 1e-5, 0.1
+NORMED = "normed"
+"""Marks a convolution of another network than the teacher whose batch norm was folded."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def candidates(program: Program, teacher: Program) -> list[fx.Node]:
     readers, outputs = weight_readers(program), set(program.outputs())
     found = []
     for node in program.graph.graph.nodes:
-        had = wanted is None or origin(node) in wanted or "normed" in node.meta.get("custom", {})
+        had = wanted is None or origin(node) in wanted or NORMED in node.meta.get("custom", {})
         if node.target not in _CONVOLUTIONS or node in outputs or not had:
             continue
         own = [n for n in (argument(node, "weight"), argument(node, "bias")) if n is not None]

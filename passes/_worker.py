@@ -20,6 +20,7 @@ from edgecompile.passes import _checkpoint
 from edgecompile.passes._samples import Samples, augmentation
 from edgecompile.passes._terms import Terms
 from edgecompile.passes._training import Setting, Training
+from edgecompile.passes._workers import TOLD
 
 _MEETING_S = 30
 
@@ -44,16 +45,12 @@ def main(folder: Path) -> None:
 
     def tell(what: str, done: int, total: int) -> None:
         if not rank:
-            print(json.dumps([what, done, total]), flush=True)
+            print(TOLD + json.dumps([what, done, total]), flush=True)
 
     try:
         state = training.run(folder, tell)
     except BrokenPipeError:  # nobody waits for this any more
         os._exit(0)
-    except Exception as error:
-        if "gloo" not in str(error):  # else it is another worker that was lost
-            (place / "last.txt").write_text(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise
     if not rank:
         training.finish()
         values = {name: value.detach() for name, value in training.all().items()}

@@ -32,6 +32,8 @@ from edgecompile.passes._training import Tell, Training
 
 RESTARTS = 4
 """How often all workers are started again after one of them was lost."""
+TOLD = "edgecompile: "
+"""Before a line in which the first worker says how far it is."""
 _MODULE = "edgecompile.passes._worker"
 _LOCAL = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 """Workers of one machine need no other way to each other, whatever its name resolves to."""
@@ -113,9 +115,11 @@ def _watched(command: Sequence[str], variables: Mapping[str, str], folder: Path,
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                with suppress(ValueError):
-                    what, done, total = json.loads(line)
+                if line.startswith(TOLD.encode()):
+                    what, done, total = json.loads(line[len(TOLD) :])
                     tell(str(what), int(done), int(total))
+                else:  # what a loss of the user's own prints
+                    sys.stderr.buffer.write(line)
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)

@@ -150,7 +150,8 @@ class Distill(Pass):
             fixed = f", and the program takes batches of {size} only" if program.batch is not None else ""
             raise PassError(f"distill: {ctx.train.name} has {len(samples)} samples, of which some are held out{fixed}")
         learned, held = samples.part(0, cut), samples.part(cut, len(samples))
-        batches = [learned.part(i, i + size).inputs for i in range(0, min(cut, 4 * size) - size + 1, size)]
+        each = size // self._share
+        batches = [learned.part(i, i + each).inputs for i in range(0, min(cut, 4 * size) - each + 1, each)]
         inserted = _norms.insert(program, _norms.candidates(program, ctx.teacher), batches)
         normed = bool(inserted) or any(n.target is aten.batch_norm.default for n in program.graph.graph.nodes)
         setting = Setting(

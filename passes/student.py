@@ -11,12 +11,10 @@ from torch import nn
 from edgecompile.errors import InputError, PassError, SpecError
 from edgecompile.pass_manager import Context, Pass, PassManager, parse
 from edgecompile.passes import EXACT, PASSES
+from edgecompile.passes._norms import NORMED
 from edgecompile.program import Program
 from edgecompile.reference import is_function, load_function
 from edgecompile.rewrite import aten
-
-NORMED = "normed"
-"""Marks a convolution whose batch norm was folded, so that training may have it back."""
 
 
 @dataclass(frozen=True)

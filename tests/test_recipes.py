@@ -147,6 +147,8 @@ def test_several_budgets_are_a_job_each() -> None:
     assert [j.budgets.latency and j.budgets.latency.percent for j in jobs] == [50, None]
     with pytest.raises(SpecError, match=r"'50%' is given twice"):
         prepare(BuildOptions(target="onnx@host", max_latency="50%,50%"))
+    with pytest.raises(SpecError, match="a budget between the commas is missing"):
+        prepare(BuildOptions(target="onnx@host", max_latency="50%,"))
     with pytest.raises(SpecError, match=r"--max-latency 'fast': expected a time or a share of the teacher"):
         prepare(BuildOptions(target="onnx@host", max_latency="50%,fast"))
 

@@ -73,7 +73,7 @@ def contest(
 def contested(shop: Workshop, rivals: Sequence[Target], program: Program, of: Program) -> float:
     """What part of another program's latency one takes in the fastest of all runtimes: a recorded decision for each.
 
-    A rival that is not installed, refuses the program or fails is not in the running.
+    A rival that is not installed, refuses the program or fails is not in the running; `contest` says why in the end.
     """
     found = shop.share(program, of)
     for rival in rivals:

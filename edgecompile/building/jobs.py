@@ -62,6 +62,8 @@ def _by_budget(options: BuildOptions) -> list[tuple[str, BuildOptions]]:
     texts = [t.strip() for t in (options.max_latency or "").split(",")]
     if len(texts) == 1:
         return [("", options)]
+    if "" in texts:
+        raise SpecError(f"--max-latency {options.max_latency!r}: a budget between the commas is missing")
     twice = next((t for t in texts if texts.count(t) > 1), None)
     if twice is not None:
         raise SpecError(f"--max-latency {options.max_latency!r}: {twice!r} is given twice")

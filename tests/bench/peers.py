@@ -5,6 +5,8 @@
     python -m tests.bench.peers finish [--work DIR]
     python -m tests.bench.peers table
 
+Torch-Pruning is no part of the setup: `pip install --no-deps torch-pruning==1.6.1`.
+
 Three sides: `ours` (`fit`, which may use integers), `peer` and `peer-int8` (Torch-Pruning, global, isomorphic, aligned
 by Taylor importance, bisected to the share as floats or behind our `quantize`). All are then trained by the same
 `distill` from the same teacher for as many steps. `train` needs neither the runtimes nor this machine, so that it may
