@@ -16,6 +16,8 @@ PASSES: dict[str, str] = {
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
     "student": "edgecompile.passes.student:Student",
     "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
+    "merge_layers": "edgecompile.passes.merge_layers:MergeLayers",
+    "exits": "edgecompile.passes.exits:Exits",
     "fit": "edgecompile.passes.fit:Fit",
     "prune": "edgecompile.passes.prune:Prune",
     "distill": "edgecompile.passes.distill:Distill",

@@ -90,6 +90,16 @@ def dropped(program: Program, chosen: Iterable[Branch]) -> tuple[Program, dict[f
     return made, {old: new for old, new in copies.items() if new in alive}
 
 
+def separate(found: list[Branch]) -> list[Branch]:
+    """Of branches that end in one sum the one with the most work, and none that has another inside."""
+    best: dict[fx.Node, Branch] = {}
+    for branch in found:
+        if branch.total not in best or branch.macs > best[branch.total].macs:
+            best[branch.total] = branch
+    chosen = list(best.values())
+    return [b for b in chosen if not any(o.total in b.inside for o in chosen if o is not b)]
+
+
 def distance(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
     """The squared difference of outputs as a share of their squares, added up over the outputs."""
     total = 0.0

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgecompile.axes import Coupling, Group, Member, couple, cut, macs, shrink
+from edgecompile.axes import Coupling, Group, Member, couple, cut, macs
 from edgecompile.data import Dataset, Interface
 from edgecompile.pass_manager import Context
-from edgecompile.passes import _refit
-from edgecompile.passes._branches import Branch, Without, branches, distance, dropped
+from edgecompile.passes import _local, _refit
+from edgecompile.passes._branches import Branch, Without, branches, distance, dropped, separate
 from edgecompile.passes._importance import Scores
 from edgecompile.passes._methods import scored
+from edgecompile.passes._relevant import Relevant, relevant
 from edgecompile.passes._shrinking import step_of
 from edgecompile.passes._timing import Layout
 from edgecompile.plan import Choice, Item
@@ -28,8 +29,12 @@ _TIMED_ON = 48
 """Calibration samples for programs that are only timed."""
 _TRIED_ON = 64
 """Calibration samples on which programs are refitted that may not be taken."""
+_TRIED_WORK, _LEAST_TRIED = 3e9, 4
+"""Plans times multiplications of a sample that are refitted to be compared, and the fewest plans."""
 _JUDGED_ON, _LEAST = 128, 16
 """Samples on which outputs are compared; fewer of large programs, down to the least."""
+_WEIGHED_WORK, _LEAST_WEIGHED = 4e11, 4
+"""Multiplications that weighing all widths and branches may take, and the samples that it takes at least."""
 _HEALED_WORK, _LEAST_HEALED = 4e9, 60
 """Steps times multiplications of a sample that healing one program for a choice may take, and the fewest steps."""
 _WORK = 6e10
@@ -55,6 +60,8 @@ class Candidates:
     coupling: Coupling
     layout: Layout
     order: Scores
+    statistics: _local.Statistics
+    counts: Relevant
     items: tuple[Item, ...]
     data: Dataset
     wanted: list[tuple[Tensor, ...]]
@@ -72,13 +79,18 @@ class Candidates:
         judged = max(_LEAST, min(_JUDGED_ON, samples, int(_WORK / max(1, macs(coupling)))))
         samples = min(samples, 2 * judged)
         data = ctx.calib.take(samples)
-        scores = scored("fit", method, program, coupling, ctx, samples)
+        counts = relevant(program, data)
+        statistics = _local.statistics(program, coupling, data, ctx.seed, counts)
+        if method == "obs":
+            scores = _local.removals(program, coupling, *statistics)
+        else:
+            scores = scored("fit", method, program, coupling, ctx, samples)
         widths = {g.name: levels for g in coupling.groups if len(levels := _levels(g, block)) > 1}
-        layout = Layout(coupling, widths, _separate(branches(program, coupling)) if depth else [], block)
+        layout = Layout(coupling, widths, separate(branches(program, coupling)) if depth else [], block)
         with torch.no_grad():
             wanted = [program(*b.inputs) for b in data.take(judged)]
         classes = Interface.of(program).classes is not None
-        made = Candidates(program, ctx, coupling, layout, scores, (), data, wanted, classes, judged)
+        made = Candidates(program, ctx, coupling, layout, scores, statistics, counts, (), data, wanted, classes, judged)
         made.items = tuple(made._items())
         if any(not p.exact and not p.heals and not p.shapes for p in ctx.rest):
             made.precisions = (False, True)
@@ -115,15 +127,18 @@ class Candidates:
         key = choice[: len(self.items)], integer
         if key not in self.shares:
             assert self.ctx.share is not None
-            program = self._bare(key[0])
-            self.shares[key] = self.ctx.share(self.finished(program) if integer else program, self.source)
+            self.shares[key] = self.ctx.share(self._timed(key[0], integer), self.source)
         return self.shares[key]
 
     def contested(self, choice: Choice, integer: bool) -> float:
         """The same in the fastest of all runtimes that the build emits for."""
         assert self.ctx.contest is not None
+        return self.ctx.contest(self._timed(choice, integer), self.source)
+
+    def _timed(self, choice: Choice, integer: bool) -> Program:
+        """What is timed of a choice."""
         program = self._bare(choice)
-        return self.ctx.contest(self.finished(program) if integer else program, self.source)
+        return self.finished(program) if integer else program
 
     def finished(self, program: Program) -> Program:
         """The program as the passes behind would leave it, those that train and those that choose shapes left out."""
@@ -132,12 +147,16 @@ class Candidates:
         for one in self.ctx.rest:
             if not one.exact and not one.heals and not one.shapes:
                 ctx = replace(self.ctx, drop=None, max_drop=None, calib=calib, stats={}, notes=[])
-                program = one.run(program.clone(), ctx).retraced()
+                program = one.run(program.clone(), ctx).refreshed()
         return program
 
     def lost(self, choice: Choice) -> float:
         """How far the outputs of a choice are, refitted on some of the data, and in its precision."""
         return self.made(choice, 0.0, self.data.take(_TRIED_ON)).lost + self.precision.lost[choice[-1]]
+
+    def trying(self, tries: int) -> int:
+        """How many plans are worth refitting to be compared: fewer for large programs."""
+        return max(min(tries, _LEAST_TRIED), min(tries, int(_TRIED_WORK / max(1, macs(self.coupling)))))
 
     def healing(self, steps: int) -> int:
         """How many steps of the training that follows are worth taking for a choice: 0 where none follows."""
@@ -154,25 +173,26 @@ class Candidates:
         trainers: list[Any] = [p for p in self.ctx.rest if p.heals and hasattr(p, "steps")]
         for one in trainers:
             short = replace(one, steps=self.healing(steps), time=None, epochs=None)
-            program = short.run(program, ctx).retraced()
+            program = short.run(program, ctx).refreshed()
         return self._lost(program) + self.precision.lost[choice[-1]]
 
     def made(self, choice: Choice, share: float, data: Dataset | None = None) -> Made:
         """The program of a choice, refitted, and how far its outputs are from those of the whole."""
         data = data or self.data
         gone = self._gone(choice)
-        program = self.source
+        program, counts = self.source, self.counts
         if gone:
             smaller, copies = dropped(program, gone)
-            _refit.refit(program, smaller, copies, self.coupling, {}, data, self.ctx.seed)
-            program = smaller.retraced()
+            _refit.refit(program, smaller, copies, self.coupling, {}, data, self.ctx.seed, counts)
+            counts = {copies[node]: found for node, found in counts.items() if node in copies}
+            program = smaller.refreshed()
         keep = self._keep(choice)
         if keep:
             coupling = couple(program) if gone else self.coupling
             keep = _found_again(self.coupling, coupling, keep) if gone else keep
             smaller, copies = cut(program, keep, coupling)
-            _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed)
-            program = smaller.retraced()
+            _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed, counts)
+            program = smaller.refreshed()
         return Made(choice, program, share, self._lost(program))
 
     def said(self, choice: Choice) -> list[str]:
@@ -191,32 +211,47 @@ class Candidates:
         return lines
 
     def _items(self) -> list[Item]:
+        """What each group loses at half and at the least of its width, the layers behind it compensated, and between
+        them as `order` says; and what the outputs are without each branch."""
         found: list[Item] = []
+        count = max(1, len(self.layout.widths) + len(self.layout.branches))
+        work = max(1, macs(self.coupling))
+        points = 2 if _WEIGHED_WORK / (2 * count * work) >= _LEAST_WEIGHED else 1
+        weighed = max(_LEAST_WEIGHED, min(self.judged, int(_WEIGHED_WORK / (points * count * work))))
         for name, levels in self.layout.widths.items():
-            self.ctx.tell("weighing widths and branches", len(found), len(self.layout.names))
+            self.ctx.tell("weighing widths and branches", len(found), count)
             group = self.coupling[name]
             removed = np.concatenate([[0.0], np.cumsum(np.sort(self.order[name]))])
-            curve = [float(removed[group.size - w]) for w in levels]
-            middle = len(levels) // 2
-            program, _ = cut(self.source, {name: self._units(group, levels[middle])}, self.coupling)
-            scale = self._lost(program) / max(curve[middle], 1e-300)
-            found.append(Item(name, tuple(v * scale for v in curve)))
+            curve = np.array([removed[group.size - w] for w in levels]).clip(min=1e-300)
+            places = [len(levels) // 2, len(levels) - 1][:points]
+            ratios = [self._narrowed(group, levels[place], weighed) / curve[place] for place in places]
+            scale = np.exp(np.interp(range(len(levels)), places, np.log(np.maximum(ratios, 1e-300))))
+            found.append(Item(name, (0.0, *(float(v) for v in np.maximum.accumulate(curve * scale)[1:]))))
         for branch in self.layout.branches:
-            self.ctx.tell("weighing widths and branches", len(found), len(self.layout.names))
+            self.ctx.tell("weighing widths and branches", len(found), count)
             run = Without(self.source, [branch])
             with torch.no_grad():
-                outputs = [run.run(*b.inputs) for b in self.data.take(self.judged)]
+                outputs = [run.run(*b.inputs) for b in self.data.take(weighed)]
             found.append(Item(branch.name, (0.0, self._between(outputs))))
         return found
 
-    def _lost(self, program: Program) -> float:
+    def _narrowed(self, group: Group, left: int, samples: int) -> float:
+        """How far the outputs are when one group has so many units left, and its readers make up for it."""
+        keep = {group.name: self._units(group, left)}
+        program, copies = cut(self.source, keep, self.coupling)
         with torch.no_grad():
-            return self._between([program(*b.inputs) for b in self.data.take(self.judged)])
+            _local.compensate(program, copies, self.coupling, keep, self.statistics)
+        return self._lost(program, samples)
+
+    def _lost(self, program: Program, samples: int | None = None) -> float:
+        with torch.no_grad():
+            return self._between([program(*b.inputs) for b in self.data.take(samples or self.judged)])
 
     def _between(self, outputs: Sequence[Sequence[Tensor]]) -> float:
         """The divergence of classes, or the squared difference of all outputs; large where it is no number."""
         total, count = 0.0, 0
-        for found, wanted in zip(outputs, self.wanted, strict=True):
+        for found, wanted in zip(outputs, self.wanted, strict=False):
+            wanted = tuple(w[: len(f)] if f.dim() else w for f, w in zip(found, wanted, strict=True))
             if self.classes:
                 pair = found[0].float().log_softmax(-1), wanted[0].float().log_softmax(-1)
                 total += float(F.kl_div(*pair, reduction="sum", log_target=True))
@@ -230,12 +265,13 @@ class Candidates:
     def _bare(self, choice: Choice) -> Program:
         """The program of a choice with the weights as they were, which is enough for its time."""
         gone = self._gone(choice)
-        program = dropped(self.source, gone)[0].retraced() if gone else self.source
+        program = dropped(self.source, gone)[0].refreshed() if gone else self.source
         keep = self._keep(choice)
         if not keep:
             return program
         coupling = couple(program) if gone else self.coupling
-        return shrink(program, _found_again(self.coupling, coupling, keep) if gone else keep, coupling)
+        keep = _found_again(self.coupling, coupling, keep) if gone else keep
+        return cut(program, keep, coupling)[0].refreshed()
 
     def _gone(self, choice: Choice) -> list[Branch]:
         levels = choice[self.groups : len(self.items)]
@@ -257,16 +293,6 @@ def _levels(group: Group, block: int) -> list[int]:
         return [group.size]
     found = {max(step, round(group.size * part / step) * step) for part in _LEVELS}
     return sorted({group.size, *(w for w in found if w < group.size)}, reverse=True)
-
-
-def _separate(found: list[Branch]) -> list[Branch]:
-    """Of branches that end in one sum the one with the most work, and none that has another inside."""
-    best: dict[Any, Branch] = {}
-    for branch in found:
-        if branch.total not in best or branch.macs > best[branch.total].macs:
-            best[branch.total] = branch
-    chosen = list(best.values())
-    return [b for b in chosen if not any(o.total in b.inside for o in chosen if o is not b)]
 
 
 def _found_again(old: Coupling, new: Coupling, keep: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -25,7 +25,10 @@ KEEP_S = 20.0
 
 @dataclass
 class State:
-    """Where a run is; with the weights and the optimizer's, all that a checkpoint holds."""
+    """Where a run is; with the weights and the optimizer's, all that a checkpoint holds.
+
+    `average` are the weights averaged over the steps, where that was asked for: never changed in place.
+    """
 
     step: int = 0
     scale: float = 1.0
@@ -35,6 +38,7 @@ class State:
     first_loss: float = math.inf
     weights: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
 
@@ -79,7 +83,7 @@ class Checkpoint:
     def restore(self, state: State) -> None:
         """Back to what was kept last."""
         self.put(self._held)
-        state.step = self._held["state"]["step"]
+        state.step, state.average = self._held["state"]["step"], self._held["state"]["average"]
 
     def taken(self, state: State) -> dict[str, Any]:
         """All of a run, sharing nothing with it."""

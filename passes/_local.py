@@ -5,7 +5,7 @@ Both need calibration data alone: no labels, no gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from edgecompile.axes import Coupling, Group
+from edgecompile.axes.dims import Dim, Index, kept
 from edgecompile.data import Dataset
 from edgecompile.passes import _importance, _refit
 from edgecompile.passes._importance import Scores
+from edgecompile.passes._relevant import Relevant, relevant
 from edgecompile.passes._taps import tapped
 from edgecompile.program import Program
-from edgecompile.rewrite import argument, weight_readers
+from edgecompile.rewrite import argument, set_weight, weight, weight_readers
 
 _STEPS = 64
 """Removals of a group after which the inverse has been brought up to date so often; each takes as many units."""
@@ -33,6 +35,34 @@ class Reader:
     node: fx.Node
     weight: Tensor
     columns: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of what a layer multiplies its weights with, float64: the mean of x x' [inputs, inputs], of x, and how many x."""
+
+    second: Tensor
+    mean: Tensor
+    count: int
+
+    @property
+    def spread(self) -> Tensor:
+        """The covariance: what is lost where a bias takes up what is constant."""
+        return self.second - torch.outer(self.mean, self.mean)
+
+
+def shrunk(matrix: Tensor, count: int) -> Tensor:
+    """A covariance from so many samples, drawn towards a multiple of the identity as far as their number asks for.
+
+    The oracle approximating shrinkage of Chen, Wiesel and Hero (2010): with fewer samples than inputs some inputs look
+    as if the others gave them, and would cost nothing. Some damping beside that keeps it from being singular.
+    """
+    size = len(matrix)
+    mean = float(matrix.diagonal().mean())
+    square, trace = float(matrix.pow(2).sum()), float(matrix.trace()) ** 2
+    below = (count + 1 - 2 / size) * (square - trace / size)
+    part = min(1.0, ((1 - 2 / size) * square + trace) / below) if below > 0 else 1.0
+    return (1 - part) * matrix + (part + _DAMP) * max(mean, 1e-12) * torch.eye(size, dtype=matrix.dtype)
 
 
 def readers(program: Program, coupling: Coupling) -> dict[str, list[Reader]]:
@@ -59,25 +89,93 @@ def readers(program: Program, coupling: Coupling) -> dict[str, list[Reader]]:
 def obs(program: Program, coupling: Coupling, data: Dataset, seed: int) -> Scores:
     """The exact least-squares error of removing units one after the other, the rest compensating (ZipLM).
 
-    With H the inputs' second moments and W the weight, removing the columns S costs tr(W_S inv(inv(H)_SS) W_S'); the
-    cheapest goes, and inverse and weights are those without it from then on. Each layer's error is a share of its
-    output's power, and those of all layers that read a group add up. Large groups lose several units at a time. Groups
-    whose readers cannot be solved are ranked by magnitude.
+    With H the inputs' second moments (their covariance where the layer has a bias, which takes up what is constant) and
+    W the weight, removing the columns S costs tr(W_S inv(inv(H)_SS) W_S'); the cheapest goes, and inverse and weights
+    are those without it from then on. Each layer's error is a share of its output's power, and those of all layers that
+    read a group add up. Large groups lose several units at a time. Groups whose readers cannot be solved are ranked by
+    magnitude.
     """
+    return removals(program, coupling, *statistics(program, coupling, data, seed))
+
+
+Readers = dict[str, list[Reader]]
+Statistics = tuple[Readers, dict[fx.Node, Moments]]
+
+
+def statistics(
+    program: Program, coupling: Coupling, data: Dataset, seed: int, counts: Relevant | None = None
+) -> Statistics:
+    """The layers that read each group, and the moments of their inputs, over the positions that count."""
     found = readers(program, coupling)
-    moments = _moments(program, [r.node for rs in found.values() for r in rs], data, seed)
+    counts = relevant(program, data) if counts is None else counts
+    return found, _moments(program, [r.node for rs in found.values() for r in rs], data, seed, counts)
+
+
+def removals(program: Program, coupling: Coupling, found: Readers, moments: Mapping[fx.Node, Moments]) -> Scores:
+    """What `obs` says, from the moments."""
     scores = _importance.magnitude(program, coupling)
     for group in coupling.groups:
         if found[group.name]:
-            scores[group.name] = _removed(group, [(r, moments[r.node]) for r in found[group.name]])
+            scores[group.name] = _removed(group, [(r, _held(r, moments[r.node])) for r in found[group.name]])
     return scores
+
+
+def _held(reader: Reader, moments: Moments) -> Tensor:
+    """What the errors of a layer are measured by: the bias, where there is one, mends the mean."""
+    own = moments.second if argument(reader.node, "bias") is None else moments.spread
+    return shrunk(own, moments.count)
+
+
+def compensate(
+    smaller: Program,
+    copies: Mapping[fx.Node, fx.Node],
+    coupling: Coupling,
+    keep: Mapping[str, Sequence[int]],
+    statistics: Statistics,
+) -> None:
+    """Set the weights of the layers that read what was cut to those nearest to what they gave, in place.
+
+    W_K' = W H_:K inv(H_KK) over the inputs K that are left, a bias takes up the means. One group, or several that no
+    layer reads together.
+    """
+    found, moments = statistics
+    chosen = coupling.chosen(keep)
+    for name, units in keep.items():
+        for reader in found[name]:
+            _compensated(smaller, copies[reader.node], reader, moments[reader.node], units, chosen, coupling)
+
+
+def _compensated(
+    smaller: Program,
+    node: fx.Node,
+    reader: Reader,
+    moments: Moments,
+    units: Sequence[int],
+    chosen: Mapping[Dim, Index],
+    coupling: Coupling,
+) -> None:
+    spread = _held(reader, moments)
+    left = torch.ones(len(spread), dtype=torch.bool)
+    left[reader.columns.flatten()] = False
+    left[reader.columns[list(units)].flatten()] = True
+    outputs = kept(coupling.weights[str(argument(reader.node, "weight").target)][0], chosen)
+    own = reader.weight[outputs]
+    inner = spread[left][:, left]
+    gone = own[:, ~left] @ spread[~left][:, left]
+    new = own[:, left] + torch.linalg.solve(inner, gone.T).T
+    value = weight(smaller, argument(node, "weight"))
+    assert value is not None
+    set_weight(smaller, argument(node, "weight"), new.reshape(value.shape).to(value.dtype))
+    bias = weight(smaller, argument(node, "bias"))
+    if bias is not None:
+        shift = own @ moments.mean - new @ moments.mean[left]
+        set_weight(smaller, argument(node, "bias"), (bias.double() + shift).to(bias.dtype))
 
 
 def _removed(group: Group, layers: Sequence[tuple[Reader, Tensor]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """What each unit costs at its turn; units that go later never cost less than those before them."""
     weights, inverses, powers = [], [], []
-    for reader, moments in layers:
-        damped = moments + _DAMP * moments.diagonal().mean().clamp(min=1e-12) * torch.eye(len(moments))
+    for reader, damped in layers:
         weights.append(reader.weight.clone())
         inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(damped)))
         powers.append(float((reader.weight @ damped * reader.weight).sum().clamp(min=1e-300)))
@@ -117,14 +215,13 @@ def kcm(program: Program, coupling: Coupling, data: Dataset, seed: int) -> Score
     like no other and shared between those that are alike, times the mean size of the unit's inputs to that layer, as a
     share of the layer's. What is left is refitted whole, of which the paper's tuning of masks is the diagonal.
     """
-    found = readers(program, coupling)
-    moments = _moments(program, [r.node for rs in found.values() for r in rs], data, seed)
+    found, moments = statistics(program, coupling, data, seed)
     scores = _importance.magnitude(program, coupling)
     for group in coupling.groups:
         total = np.zeros(group.size)
         for reader in found[group.name]:
             vectors = reader.weight[:, reader.columns].transpose(0, 1).flatten(1)
-            active = moments[reader.node].diagonal()[reader.columns].sum(1).sqrt()
+            active = moments[reader.node].second.diagonal()[reader.columns].sum(1).sqrt()
             total += (standing(vectors) * active / active.sum().clamp(min=1e-300)).numpy()
         if found[group.name]:
             scores[group.name] = total
@@ -149,20 +246,28 @@ def standing(vectors: Tensor) -> Tensor:
     return found.diagonal()
 
 
-def _moments(program: Program, nodes: Sequence[fx.Node], data: Dataset, seed: int) -> dict[fx.Node, Tensor]:
-    """The mean of x x' over what each layer multiplies its weights with, float64; positions are drawn evenly."""
+def _moments(
+    program: Program, nodes: Sequence[fx.Node], data: Dataset, seed: int, counted: Relevant
+) -> dict[fx.Node, Moments]:
+    """The moments of what each layer multiplies its weights with; positions are drawn evenly."""
     nodes = list(dict.fromkeys(nodes))
     module = tapped(program, [argument(n, "input") for n in nodes])
     shapes = {n: argument(n, "weight").meta["val"].shape for n in nodes}
     sums: dict[fx.Node, Tensor] = {}
+    means: dict[fx.Node, Tensor] = {}
     counts = dict.fromkeys(nodes, 0)
     generator = torch.Generator().manual_seed(seed)
+    start = 0
     with torch.no_grad():
         for batch in data:
             _, values = module(*batch.inputs)
+            samples = slice(start, start := start + len(batch.inputs[0]))
             for node, value in zip(nodes, values, strict=True):
-                (rows,) = _refit.drawn(_refit.rows_of(node, value, shapes[node]), generator)
+                rows = _refit.of_those([_refit.rows_of(node, value, shapes[node])], counted.get(node), samples)[0]
+                (rows,) = _refit.drawn(rows, generator=generator)
                 counts[node] += len(rows)
-                gram = rows.double().T @ rows.double()
+                rows = rows.double()
+                gram = rows.T @ rows
                 sums[node] = sums[node].add_(gram) if node in sums else gram
-    return {node: total / counts[node] for node, total in sums.items()}
+                means[node] = means[node].add_(rows.sum(0)) if node in means else rows.sum(0)
+    return {node: Moments(sums[node] / counts[node], means[node] / counts[node], counts[node]) for node in sums}

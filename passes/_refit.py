@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
@@ -20,13 +21,16 @@ from torch.nn import functional as F
 from edgecompile.axes import Coupling
 from edgecompile.axes.dims import Index, kept
 from edgecompile.data import Dataset
+from edgecompile.passes._relevant import Relevant, relevant
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, aten, layer, set_weight, weight, weight_readers
 
 _LAYERS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default)
-_DAMP = 1e-3
-"""Of the mean of the diagonal, which keeps inputs that hardly vary from making the system singular."""
-_CHUNK, _POSITIONS = 16, 4096
+_DAMPS = (1e-3, 1e-2, 1e-1, 1.0)
+"""Of the mean of the diagonal: the least keeps the system from being singular, more is for few samples."""
+_LARGE, _PLENTY = 2000, 8
+"""Inputs from which trying these takes long, and rows for each of them from which the least damping serves there."""
+_CHUNK, _POSITIONS = 8, 2048
 """Samples at a time, and how many of their positions are looked at, drawn evenly."""
 _LARGEST = 5000
 """Inputs of a layer (channels times the kernel's places) above which it is left as it is: the cost is their cube."""
@@ -51,12 +55,15 @@ def refit(
     keep: Mapping[str, Sequence[int]],
     data: Dataset,
     seed: int,
+    counts: Relevant | None = None,
 ) -> Refitted:
     """Change the weights of the smaller program, which takes any batch, in place.
 
-    Left as they are: layers whose weight others read too, grouped convolutions, and those that are too large.
+    `counts` says which positions count, where that is known. Left as they are: layers whose weight others read too,
+    grouped convolutions, and those that are too large.
     """
     inputs = _samples(program, data)
+    counts = relevant(program, data.take(len(inputs[0]))) if counts is None else counts
     chosen = coupling.chosen(keep)
     readers = weight_readers(smaller)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +82,7 @@ def refit(
                 second.run_one(other)
             if fits(smaller, other, readers):
                 index = kept(coupling.weights[str(argument(node, "weight").target)][0], chosen)
-                _solve(smaller, other, second.env, first.env[node], index, generator)
+                _solve(smaller, other, second.env, first.env[node], index, generator, counts.get(node))
                 solved += 1
             elif other.target in _LAYERS:
                 left.append(layer(node))
@@ -106,7 +113,7 @@ class _Side(fx.Interpreter):
 
 def _samples(program: Program, data: Dataset) -> list[Tensor]:
     """The inputs of all samples that memory allows, one tensor an input."""
-    sizes = [_bytes(n.meta.get("val")) for n in program.graph.graph.nodes]
+    sizes = [_bytes(n.meta.get("val")) for n in program.graph.graph.nodes if n.op != "get_attr"]
     most = max(1, int(_BYTES / max(1, *sizes) * program.inputs[0].shape[0]))
     found = list(zip(*(b.inputs for b in data.take(most)), strict=True))
     return [torch.cat(list(parts)) for parts in found]
@@ -142,6 +149,7 @@ def _solve(
     output: Tensor,
     index: Index,
     generator: torch.Generator,
+    counts: Tensor | None,
 ) -> None:
     """New weights (and bias) for a layer from its inputs now and its outputs of before."""
     read, bias_node = argument(node, "weight"), argument(node, "bias")
@@ -152,17 +160,14 @@ def _solve(
     if bias is not None:
         old = torch.cat([old, bias.double()[:, None]], 1)
     x = env[argument(node, "input")]
-    gram, cross = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(x), _CHUNK):
-        rows = rows_of(node, x[start : start + _CHUNK], value.shape)
-        wanted = _outputs(node, output[start : start + _CHUNK], index)
-        rows, wanted = drawn(rows, generator, wanted)
+    halves = [_Sums(), _Sums()]
+    for number, start in enumerate(range(0, len(x), _CHUNK)):
+        samples = slice(start, min(len(x), start + _CHUNK))
+        both = [rows_of(node, x[samples], value.shape), _outputs(node, output[samples], index)]
+        rows, wanted = drawn(*of_those(both, counts, samples), generator=generator)
         rows = F.pad(rows.double(), (0, 1), value=1.0) if bias is not None else rows.double()
-        gram = rows.T @ rows if not start else gram.add_(rows.T @ rows)
-        cross = wanted.double().T @ rows if not start else cross.add_(wanted.double().T @ rows)
-    damp = _DAMP * float(gram.diagonal().mean()) + 1e-12
-    gram.diagonal().add_(damp)
-    new = torch.linalg.solve(gram, (cross + damp * old).T).T
+        halves[number % 2].add(rows, wanted.double())
+    new = _ridge(halves, old)
     if bias is not None:
         env[bias_node] = new[:, -1].to(bias.dtype)
         set_weight(program, bias_node, env[bias_node])
@@ -171,12 +176,56 @@ def _solve(
     set_weight(program, read, env[read])
 
 
-def drawn(rows: Tensor, generator: torch.Generator, *others: Tensor) -> list[Tensor]:
-    """Some of the positions of a chunk where there are many, and of others the same."""
-    if len(rows) <= _POSITIONS:
-        return [rows, *others]
-    chosen = torch.randperm(len(rows), generator=generator)[:_POSITIONS]
-    return [one[chosen] for one in (rows, *others)]
+@dataclass
+class _Sums:
+    """The sums that least squares needs, over some rows: x x' [inputs, inputs], y x' [outputs, inputs], y y'."""
+
+    count: int = 0
+    gram: Any = 0.0
+    cross: Any = 0.0
+    power: float = 0.0
+
+    def add(self, rows: Tensor, wanted: Tensor) -> None:
+        """More rows."""
+        self.count += len(rows)
+        self.gram = self.gram + rows.T @ rows
+        self.cross = self.cross + wanted.T @ rows
+        self.power += float(wanted.pow(2).sum())
+
+    def error(self, weights: Tensor) -> float:
+        """The squared error of weights over these rows."""
+        return float((weights @ self.gram * weights).sum() - 2 * (weights * self.cross).sum()) + self.power
+
+    def solved(self, old: Tensor, damp: float) -> Tensor:
+        """The weights with the least error that stay by the old ones, as strongly as the damping says."""
+        strength = damp * float(self.gram.diagonal().mean()) + 1e-12
+        inner = self.gram + strength * torch.eye(len(self.gram), dtype=self.gram.dtype)
+        found: Tensor = torch.linalg.solve(inner, (self.cross + strength * old).T).T
+        return found
+
+
+def _ridge(halves: Sequence[_Sums], old: Tensor) -> Tensor:
+    """The weights by all rows, damped as serves one half of the samples best when they are solved from the other."""
+    one, two = halves
+    whole = _Sums(one.count + two.count, one.gram + two.gram, one.cross + two.cross, one.power + two.power)
+    large = len(old[0]) > _LARGE and whole.count >= _PLENTY * len(old[0])
+    if min(one.count, two.count) < 1 or large:
+        return whole.solved(old, _DAMPS[0])
+    errors = [two.error(one.solved(old, damp)) for damp in _DAMPS]
+    return old if two.error(old) <= min(errors) else whole.solved(old, _DAMPS[int(np.argmin(errors))])
+
+
+def of_those(rows: Sequence[Tensor], counts: Tensor | None, samples: slice) -> Sequence[Tensor]:
+    """The positions of these samples that count."""
+    return rows if counts is None else [one[counts[samples].flatten()] for one in rows]
+
+
+def drawn(*rows: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """Some of the positions of a chunk where there are many, the same of each."""
+    if len(rows[0]) <= _POSITIONS:
+        return rows
+    chosen = torch.randperm(len(rows[0]), generator=generator)[:_POSITIONS]
+    return [one[chosen] for one in rows]
 
 
 def rows_of(node: fx.Node, x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, fx, nn
 
 from edgecompile.program import Program
@@ -56,3 +57,17 @@ def running(program: Program) -> dict[str, Tensor]:
             if (value := weight(program, read)) is not None:
                 found[str(read.target)] = value
     return found
+
+
+def placed(module: nn.Module, device: str, filters: torch.memory_format = torch.channels_last) -> nn.Module:
+    """The module on a device, its filters laid out channels last."""
+    module.to(device)
+    for value in (*module.parameters(), *module.buffers()):
+        if value.dim() == 4:
+            value.data = value.data.contiguous(memory_format=filters)
+    return module
+
+
+def tensor(tensor: Tensor, device: str) -> Tensor:
+    tensor = tensor.to(device)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from edgecompile.passes import _norms
 from edgecompile.passes._answers import answers, pays
 from edgecompile.passes._checkpoint import Checkpoint, State
+from edgecompile.passes._layerdrop import gated
 from edgecompile.passes._samples import Augment, Samples, augmented
+from edgecompile.passes._schedule import schedule, seeded
 from edgecompile.passes._taps import tapped
 from edgecompile.passes._terms import Terms
-from edgecompile.passes._trainable import gradients, running, trainable
+from edgecompile.passes._trainable import gradients, placed, running, tensor, trainable
 from edgecompile.program import Program
 
 Tell = Callable[[str, int, int], None]
@@ -36,7 +38,11 @@ _KNOWN = 5e8
 
 @dataclass(frozen=True)
 class Setting:
-    """How long and how fast: `rate` is the highest learning rate, reached after `warmup` of the steps, 0 at the end."""
+    """How long and how fast: `rate` is the highest learning rate, reached after `warmup` of the steps, 0 at the end.
+
+    With `ema` the weights that are looked at are averages, of which each step leaves so much. `layerdrop` is how often
+    a residual branch is left out for a step.
+    """
 
     steps: int
     batch: int
@@ -50,6 +56,8 @@ class Setting:
     rank: int = 0
     ranks: int = 1
     accumulate: int = 1
+    ema: float = 0.0
+    layerdrop: float = 0.0
 
     @property
     def part(self) -> int:
@@ -65,9 +73,10 @@ class Training:
     ) -> None:
         self.student, self.source, self.terms, self.setting = student, teacher, terms, setting
         self.samples, self.held = samples, held
-        self.teacher = _placed(tapped(teacher, terms.teacher_nodes, own=True), setting.device)
-        _placed(student.graph, setting.device)
+        self.teacher = placed(tapped(teacher, terms.teacher_nodes, own=True), setting.device)
+        placed(student.graph, setting.device)
         self.learner: nn.Module = tapped(student, terms.student_nodes, training=True)
+        self.gates = gated(student, self.learner) if setting.layerdrop else None
         self.reader = tapped(student, terms.student_nodes)
         self.answers: list[Tensor] | None = None
         self.known: list[Any] = []
@@ -95,6 +104,7 @@ class Training:
                     self._back(state, last)
                     continue
                 state.step += 1
+                self._averages(state)
                 tell("training", state.step, self.setting.steps)
                 if state.step == self.setting.steps or state.step % self._every() == 0:
                     self._look(state)
@@ -112,7 +122,7 @@ class Training:
 
     def finish(self) -> None:
         """The student is where it was before, as it was laid out before."""
-        _placed(self.student.graph, "cpu", torch.contiguous_format)
+        placed(self.student.graph, "cpu", torch.contiguous_format)
 
     def try_out(self, steps: int) -> None:
         """So many steps as they will be, of which nothing is left; the first ones are slower."""
@@ -136,6 +146,9 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         mine = self._parts(step)[setting.rank * setting.accumulate :][: setting.accumulate]
         fine = torch.ones((), device=setting.device)
+        if self.gates is not None:
+            stays = torch.rand(len(self.gates), generator=seeded(setting.seed, 3, step)) >= setting.layerdrop
+            self.gates.copy_(stays)
         for number, (inputs, targets, index) in enumerate(mine, 1):
             with self._alone(number < len(mine)):
                 taught = self._taught(inputs, index)
@@ -176,7 +189,7 @@ class Training:
         inputs, targets = self.samples.at(index)
         if setting.augment is not None:
             inputs = augmented(setting.augment, inputs, seeded(setting.seed, 2, step))
-        inputs = [_tensor(t, setting.device) for t in inputs]
+        inputs = [tensor(t, setting.device) for t in inputs]
         targets = None if targets is None else targets.to(setting.device)
         each = size // (setting.ranks * setting.accumulate)
         cuts = [slice(i, i + each) for i in range(0, each * setting.ranks * setting.accumulate, each)]
@@ -188,7 +201,7 @@ class Training:
 
     def _teach(self, inputs: Sequence[Tensor]) -> Any:
         with torch.no_grad():
-            return self._seen(self.teacher, [_tensor(t, self.setting.device) for t in inputs])
+            return self._seen(self.teacher, [tensor(t, self.setting.device) for t in inputs])
 
     def _taught(self, inputs: Sequence[Tensor], index: Tensor) -> Any:
         """What the teacher says to these samples."""
@@ -203,31 +216,54 @@ class Training:
 
     def look(self) -> None:
         """What a look costs, without anything that comes of it."""
-        self._look(State(weights=[1.0] * len(self.terms.losses)))
+        self._look(State(weights=[1.0] * len(self.terms.given)))
 
     def _look(self, state: State, measured: bool = True) -> None:
         """Measure the batch norms, and keep the weights if the held-out samples' loss is the least so far."""
         if self.setting.rank:
             return
         size = min(self.setting.batch, len(self.samples))
-        if measured:
-            steps = range(min(_NORMS, len(self.samples) // size))
-            _norms.measure(self.student, (inputs for i in steps for inputs, *_ in self._parts(i)))
-        total, count = 0.0, 0
+        with self._averaged(state):
+            if measured:
+                steps = range(min(_NORMS, len(self.samples) // size))
+                _norms.measure(self.student, (inputs for i in steps for inputs, *_ in self._parts(i)))
+            found = sum(w * p for w, p in zip(state.weights, self.held_out(), strict=True))
+            if found < state.best_loss or not state.best:
+                state.best_step, state.best_loss = state.step, found if math.isfinite(found) else math.inf
+                state.best = {name: value.detach().clone() for name, value in self.all().items()}
+
+    def _averages(self, state: State) -> None:
+        """The averages after one more step; in the first steps they hold on to less, as there is less to average."""
+        if not self.setting.ema:
+            return
+        part = 1 - min(self.setting.ema, (1 + state.step) / (10 + state.step))
+        before = state.average or {name: value.detach() for name, value in self.trained.items()}
+        state.average = {n: torch.lerp(before[n], value.detach(), part) for n, value in self.trained.items()}
+
+    @contextlib.contextmanager
+    def _averaged(self, state: State) -> Iterator[None]:
+        """The student has the averages as its weights, where there are any."""
+        own = {name: value.detach().clone() for name, value in self.trained.items()} if state.average else {}
+        for name in own:
+            self.trained[name].data.copy_(state.average[name])
+        yield
+        for name, value in own.items():
+            self.trained[name].data.copy_(value)
+
+    def held_out(self) -> list[float]:
+        """Each term's mean over the samples held out, with the weights as they are."""
+        sums, count = [0.0] * len(self.terms.given), 0
         with torch.no_grad():
             for number, (inputs, targets) in enumerate(self.held.batches(self.setting.part)):
-                placed = [_tensor(t, self.setting.device) for t in inputs]
+                given = [tensor(t, self.setting.device) for t in inputs]
                 told = None if targets is None else targets.to(self.setting.device)
-                taught = self.known[number] if number < len(self.known) else self.teacher(*placed)
+                taught = self.known[number] if number < len(self.known) else self.teacher(*given)
                 if number == len(self.known) and not self.terms.teacher_nodes and _small(taught[0], self.held):
                     self.known.append(taught)
-                parts = self.terms.values(taught, self.reader(*placed), placed, told)
-                total += len(inputs[0]) * float(sum(w * p for w, p in zip(state.weights, parts, strict=True)))
+                parts = self.terms.values(taught, self.reader(*given), given, told)
+                sums = [total + len(inputs[0]) * float(part) for total, part in zip(sums, parts, strict=True)]
                 count += len(inputs[0])
-        found = total / max(1, count)
-        if found < state.best_loss or not state.best:
-            state.best_step, state.best_loss = state.step, found if math.isfinite(found) else math.inf
-            state.best = {name: value.detach().clone() for name, value in self.all().items()}
+        return [total / max(1, count) for total in sums]
 
     def _balanced(self) -> list[float]:
         """The weights of the terms: those given, the others such that all gradients are as long as the first's."""
@@ -267,37 +303,7 @@ class Training:
         return {**self.trained, **running(self.student)}
 
 
-def _placed(module: nn.Module, device: str, filters: torch.memory_format = torch.channels_last) -> nn.Module:
-    """The module on a device, its filters laid out channels last."""
-    module.to(device)
-    for value in (*module.parameters(), *module.buffers()):
-        if value.dim() == 4:
-            value.data = value.data.contiguous(memory_format=filters)
-    return module
-
-
-def _tensor(tensor: Tensor, device: str) -> Tensor:
-    tensor = tensor.to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
 def _small(outputs: Sequence[Tensor], held: Samples) -> bool:
     """Whether what the teacher says to the samples held out may be kept."""
     rows = max(1, len(outputs[0])) if outputs and outputs[0].dim() else 1
     return sum(t.numel() * t.element_size() for t in outputs) / rows * len(held) < _KNOWN
-
-
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """A linear rise, then a half cosine to 0: in parts of the highest rate."""
-    rise = max(1, round(steps * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def seeded(*parts: int) -> torch.Generator:
-    """A generator of its own for each epoch and step: nothing random has to be remembered."""
-    value = 0
-    for part in parts:
-        value = (value * 6364136223846793005 + part + 1442695040888963407) % (1 << 63)
-    return torch.Generator().manual_seed(value)

@@ -51,7 +51,9 @@ class Distill(Pass):
 
     `workers` processes share each batch (one a GPU with `device=cuda`), on several `machines` that reach the cache's
     folder and meet at `meet=HOST:PORT`; one that is lost is started again with the others, from the checkpoint.
-    `accumulate` puts a batch through in so many parts.
+    `accumulate` puts a batch through in so many parts. With `ema=0.999` the weights that are kept are averages over the
+    steps. `layerdrop=0.2` leaves each layer's residual branches out in a fifth of the steps, by chance, so that
+    `drop_layers` can leave them out for good later.
 
     Refuses: no training data, losses that find nothing to compare.
     """
@@ -74,6 +76,8 @@ class Distill(Pass):
     machines: int = 1
     meet: str = ""
     accumulate: int = 1
+    ema: float = 0.0
+    layerdrop: float = 0.0
 
     def __post_init__(self) -> None:
         if sum(v is not None for v in (self.epochs, self.steps, self.time)) > 1:
@@ -92,6 +96,8 @@ class Distill(Pass):
             raise SpecError("machines and meet go together: meet=HOST:PORT is where the first of them listens")
         if self.rate is not None and not 0 < self.rate < 1e3:
             raise SpecError(f"rate={self.rate:g}: a learning rate is above 0")
+        if not 0 <= self.ema < 1 or not 0 <= self.layerdrop < 1:
+            raise SpecError("ema and layerdrop lie between 0 and 1")
         if self.decay < 0:
             raise SpecError(f"decay={self.decay:g}: 0 or more")
         if self.time is not None:
@@ -111,9 +117,15 @@ class Distill(Pass):
         """The trained program, or the same where training made nothing better; see the class."""
         if self.time is not None:
             return self.settled(program, ctx).run(program, ctx)
+        self.trained(program, ctx)
+        return program
+
+    def trained(self, program: Program, ctx: Context, looked_at: bool = False) -> list[float]:
+        """Train in place; each term's mean over the samples held out, where that is to be looked at."""
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
             training, inserted = self._ready(program, ctx, Path(text))
             state = self._trained(training, ctx, ctx.work or Path(text))
+            left = training.held_out() if looked_at else []
             training.finish()
             _norms.fold(program, inserted)
         ctx.stats["batch_norms"] = len(inserted)
@@ -124,7 +136,7 @@ class Distill(Pass):
             ctx.note(line)
         if state.best_step == 0 and state.step:
             ctx.note("training made nothing better on the samples held out: the weights are those of before")
-        return program
+        return left
 
     @property
     def _share(self) -> int:
@@ -164,6 +176,8 @@ class Distill(Pass):
             augment=augmentation(self.augment),
             device=self.device,
             accumulate=self.accumulate,
+            ema=self.ema,
+            layerdrop=self.layerdrop,
         )
         terms = self._terms(program, ctx, _labelled(program, samples))
         return Training(program, ctx.teacher, terms, learned, held, setting), inserted

@@ -69,7 +69,7 @@ class DropLayers(Shrinking):
             while True:
                 share = 1 - sum(b.macs for b in gone) / whole
                 if self.latency is not None:
-                    share = self.timed(ctx, dropped(program, gone)[0].retraced(), program) if gone else 1.0
+                    share = self.timed(ctx, dropped(program, gone)[0].refreshed(), program) if gone else 1.0
                 if share <= self.share:
                     return gone
                 left = [b for b in left if not any(_touch(b, g) for g in gone)]

@@ -41,11 +41,13 @@ class Fit(Pass):
 
     The widths of all coupled groups in blocks, and whether each residual branch is there, are the items of a plan
     (`edgecompile.plan`); one is made for floats and one for what `quantize` behind this pass makes of them. Times come
-    from the target: some random choices are built and measured (or predicted) there, in both precisions, and a model of
-    the parts is fitted to them. What a group or a branch is worth is measured by the outputs without it, over
-    calibration data; units within a group go in the order of `method`. `tries` plans are made, each with these worths
-    weighed otherwise (the search of ZipLM). The one whose refitted program is nearest to the teacher is measured first;
-    where the latency does not hold, or nine tenths of it are not used, the model learns from that and plans again.
+    from the target: some random choices are built and measured (or predicted) there, half of them in integers too, and
+    a model of the parts is fitted to them. What a group or a branch is worth is measured by the outputs without it,
+    the layers that read a group making up for it, over calibration data; units within a group go in the order of
+    `method`. Up to `tries` plans are made, each with these worths weighed otherwise (the search of ZipLM). The one
+    whose refitted program is nearest to the teacher is measured first; where the latency does not hold, or nine tenths
+    of it are not used, the model learns from that and plans again.
+
     With `heal`, and a pass behind that trains, up to three plans that differ in depth or precision are trained for so
     many steps each (fewer of large programs), and the one that is nearest then is taken.
 
@@ -103,7 +105,9 @@ class Fit(Pass):
         if not candidates.items:
             reasons = list(dict.fromkeys(couple(program).fixed.values()))[:3]
             raise PassError(f"fit: nothing of this program can go: {'; '.join(reasons)}")
-        best = self._searched(candidates, ctx, budget).best(self.tries, self.unreachable == "fastest")
+        best = self._searched(candidates, ctx, budget).best(
+            candidates.trying(self.tries), self.unreachable == "fastest"
+        )
         if best.share > budget:
             ctx.note(f"{budget:.3g} of the latency is out of reach: the fastest choice takes {best.share:.3g}")
         ctx.stats.update({"latency": round(best.share, 4), "timed": candidates.measured})
@@ -119,10 +123,15 @@ class Fit(Pass):
         whole: Choice = (0,) * len(candidates.items)
         chosen = [whole, *(candidates.random(rng) for _ in range(self.built))]
         search = _Search(candidates, ctx, budget, self.heal, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
+        timed = [
+            (c, p)
+            for p in range(len(candidates.precisions))
+            for c in (chosen if not p else chosen[: 1 + self.built // 2])
+        ]
+        for done, (choice, precision) in enumerate(timed):
+            ctx.tell("timing choices", done, len(timed))
+            search.measured((*choice, precision))
         for precision in range(len(candidates.precisions)):
-            for done, choice in enumerate(chosen):
-                ctx.tell("timing choices", precision * len(chosen) + done, len(chosen) * len(candidates.precisions))
-                search.measured((*choice, precision))
             search.learn(precision)
         return search
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgecompile.axes import Coupling, Group, Work, couple, cut, macs, shrink
+from edgecompile.axes import Coupling, Group, Work, couple, cut, macs
 from edgecompile.axes.dims import Index
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
@@ -95,7 +95,7 @@ class Prune(Shrinking):
                 continue
             work = macs(coupling, {name: len(units) for name, units in keep.items()})
             if work not in tried:
-                tried[work] = self.timed(ctx, shrink(program, keep, coupling), program)
+                tried[work] = self.timed(ctx, cut(program, keep, coupling)[0].refreshed(), program)
             found = tried[work]
             if found <= self.latency and (best is None or found > best[0]):
                 best = found, keep

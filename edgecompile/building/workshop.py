@@ -33,7 +33,7 @@ from edgecompile.target import Artifact, Run, Target, loaded
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-_EMITTED = 5
+_EMITTED = 6
 """Raised with every change of what targets leave in a folder: cached ones of before are not used."""
 _WORTH = 0.9
 """A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""

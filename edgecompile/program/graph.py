@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -106,6 +108,45 @@ def drop_dead(graph: fx.GraphModule) -> None:
             owner, _, leaf = name.rpartition(".")
             delattr(attribute(graph, owner) if owner else graph, leaf)
     graph.recompile()
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on tensors without data, and writes down what each node gives."""
+
+    def __init__(self, graph: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(graph)
+        self._mode = mode
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr" and isinstance(value, Tensor):
+            value = self._mode.from_tensor(value, static_shapes=True)
+        if n.op != "output":
+            n.meta["val"] = value
+            n.meta.pop("tensor_meta", None)
+        return value
+
+
+def refresh(graph: fx.GraphModule, inputs: tuple[Tensor, ...] | None = None) -> None:
+    """Every node's shape anew, in place and without data; sizes that became numbers are written where they are read.
+
+    The inputs have the sizes that the graph's own have, open ones included, or those of the `inputs` given.
+    """
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    if inputs is None:
+        fakes = [node.meta["val"] for node in placeholders]
+        mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), None) or FakeTensorMode()
+    else:
+        mode = FakeTensorMode()
+        fakes = [mode.from_tensor(value, static_shapes=True) for value in inputs]
+    with enable_python_dispatcher(), mode, torch.no_grad():  # else composite operators fix open sizes
+        _Shapes(graph, mode).run(*fakes)
+    for node in list(graph.graph.nodes):
+        value = node.meta.get("val")
+        if node.op == "call_function" and type(value) in (int, float, bool):
+            node.replace_all_uses_with(value)
+            graph.graph.erase_node(node)
+    drop_dead(graph)
 
 
 def resized(example: Tensor, axes: Mapping[int, str], batch: int) -> Tensor:

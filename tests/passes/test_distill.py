@@ -166,12 +166,14 @@ class Killed(Exception):
     """In place of kill -9: nothing is put in order on the way out."""
 
 
-@pytest.mark.parametrize("augment", ["flip,shift=2", ""])
+@pytest.mark.parametrize(
+    ("augment", "options"), [("flip,shift=2", {}), ("", {}), ("", {"ema": 0.98, "layerdrop": 0.3})]
+)
 def test_a_run_that_is_killed_ends_with_the_same_weights(
-    teacher: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str
+    teacher: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(_checkpoint, "KEEP_S", 0.0)
-    one = Distill(steps=90, batch=16, augment=augment)
+    one = Distill(steps=90, batch=16, augment=augment, **options)
     whole = one.run(pruned(teacher), context(teacher))
 
     def kill(at: int) -> Callable[[str, int, int], None]:

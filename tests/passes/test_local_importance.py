@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgecompile.axes import couple
+from edgecompile.axes import couple, cut
 from edgecompile.data import Arrays
 from edgecompile.passes import _local
 from edgecompile.program import Program
@@ -37,9 +37,9 @@ def feed(inner: int, seed: int) -> tuple[Program, Arrays, Tensor]:
 
 
 def ridge(x: Tensor, weight: Tensor, kept: list[int]) -> float:
-    """The least damped error of giving x w' by some of the inputs, as a share of the damped power of x w'."""
-    moments = x.T @ x / len(x)
-    damped = moments + _local._DAMP * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    """The least damped error of giving x w' + b by some of the inputs, as a share of the damped power of x w'."""
+    x = x - x.mean(0)
+    damped = _local.shrunk(x.T @ x / len(x), len(x))
     root = torch.linalg.cholesky(damped).T
     wanted = root @ weight.T
     found = torch.linalg.lstsq(root[:, kept], wanted, driver="gelsd").solution if kept else torch.zeros(0, len(weight))
@@ -64,6 +64,36 @@ def test_the_errors_of_obs_add_up_to_least_squares_on_what_is_left(seed: int, in
         assert scores[order[count - 1]] == pytest.approx(smallest, rel=1e-4, abs=1e-9)
     best = min((ridge(x, weight, list(set(range(inner)) - {i})), i) for i in range(inner))
     assert scores[order[0]] == pytest.approx(best[0], rel=1e-4, abs=1e-9)
+
+
+@given(seed=st.integers(0, 10**6), inner=st.integers(3, 9))
+@settings(max_examples=15, deadline=None)
+def test_layers_that_read_what_is_cut_make_up_for_it_as_least_squares_would(seed: int, inner: int) -> None:
+    program, data, x = feed(inner, seed)
+    coupling = couple(program)
+    keep = {coupling.groups[0].name: list(range(1, inner))}
+    smaller, copies = cut(program, keep, coupling)
+    with torch.no_grad():
+        _local.compensate(smaller, copies, coupling, keep, _local.statistics(program, coupling, data, 0))
+        (wanted,), (found,) = program(data.inputs[0]), smaller(data.inputs[0])
+    rows = torch.cat([x[:, 1:], torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    best = torch.linalg.lstsq(rows, wanted.double(), driver="gelsd").solution
+    least, error = (float((y.double() - wanted.double()).pow(2).mean()) for y in (rows @ best, found))
+    assert error <= least + 0.2 * float(wanted.var()) + 1e-9  # few samples: it holds on to the weights
+    assert float((found - wanted).mean(0).abs().max()) < 1e-5
+
+
+def test_few_samples_do_not_make_inputs_look_superfluous() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 40, generator=generator, dtype=torch.float64)
+    truth = torch.eye(40, dtype=torch.float64)
+    few = _local.shrunk(x[:20].T @ x[:20] / 20, 20)
+    plain = x[:20].T @ x[:20] / 20 + _local._DAMP * torch.eye(40)
+    assert float((few - truth).pow(2).sum()) < 0.2 * float((plain - truth).pow(2).sum())
+    assert float(torch.linalg.inv(few).diagonal().max()) < 2 < 20 < float(torch.linalg.inv(plain).diagonal().max())
+    many = x.T @ x / 4000
+    mixed = many @ torch.diag(torch.linspace(0.01, 4, 40, dtype=torch.float64)) @ many
+    assert float((_local.shrunk(mixed, 4000) - mixed).norm() / mixed.norm()) < 0.02
 
 
 def test_greedy_is_near_brute_force() -> None:

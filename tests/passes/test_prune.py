@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -277,3 +279,36 @@ def test_a_share_of_the_latency_is_never_taken_from_the_cache(program: Program, 
         widths.append(macs(couple(made)))
     assert widths[1] < widths[0]
     assert not (tmp_path / "entries").exists()
+
+
+def test_a_large_embedding_does_not_take_the_samples_from_the_refit() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Embedding(200_000, 64), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    ids = torch.randint(0, 200_000, (96, 5))
+    made = Program.capture(wide, (ids[:2],))
+    ctx = Context(made, calib=Arrays("ids", (ids,)))
+    Prune(macs=0.6).run(made.clone(), ctx)
+    assert ctx.stats["refit_samples"] == 96
+
+
+@given(seed=st.integers(0, 10**6), few=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_layers_are_solved_as_least_squares_says_and_hold_on_where_samples_are_few(seed: int, few: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(3, 12, generator=generator, dtype=torch.float64)
+    old = truth + 0.1 * torch.randn(3, 12, generator=generator, dtype=torch.float64)
+    halves = [_refit._Sums(), _refit._Sums()]
+    rows, wanted = [], []
+    for half in halves:
+        x = torch.randn(8 if few else 400, 12, generator=generator, dtype=torch.float64)
+        y = x @ truth.T + (3.0 if few else 0.1) * torch.randn(len(x), 3, generator=generator, dtype=torch.float64)
+        half.add(x, y)
+        rows.append(x)
+        wanted.append(y)
+        assert half.error(old) == pytest.approx(float((x @ old.T - y).pow(2).sum()), rel=1e-9)
+    found = _refit._ridge(halves, old)
+    best = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
+    if few:
+        assert float((found - truth).norm()) < float((best - truth).norm())
+    else:
+        torch.testing.assert_close(found, best, atol=2e-2, rtol=0)

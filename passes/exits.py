@@ -1,0 +1,138 @@
+"""Depth: exits along the program are trained together, and it ends at the one that is best within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from edgecompile.errors import PassError, SpecError
+from edgecompile.pass_manager import Context
+from edgecompile.passes._exits import Ways, settle_heads, ways
+from edgecompile.passes._terms import Seen, Terms
+from edgecompile.passes.distill import Distill
+from edgecompile.program import Program
+
+_FITTED_ON = 512
+"""Samples on which heads are fitted before anything is trained."""
+
+
+@dataclass(frozen=True)
+class Exits(Distill):
+    """Train exits along the way together, and end at the best that leaves `macs` of the work, or of the `latency`.
+
+    Before: `%a = block(%x)`, `%b = block(%a)`, `return head(%b)`
+
+    After: `%a = block(%x)`, `return head_1(%a)`
+
+    Exits are places where the program narrows to one value, up to `count` of them, evenly spread over its work. Behind
+    each stands a copy of the last layers with weights of its own; a linear layer there is first fitted to what the
+    whole program's gives, by ridge regression over calibration data, which also serves other widths than the last. All
+    are trained at once on the losses of `distill`, the i-th of n weighing i/n (self-distillation of ModularStarEncoder;
+    the whole one is taught by the teacher too). Of those within the budget the one with the least loss on the samples
+    held out is taken: that need not be the deepest. `steps=0` takes the heads as they were fitted.
+
+    Refuses: no training data, a program that does not narrow to one value between layers, last layers that fit nowhere
+    else, a share that the first exit misses.
+    """
+
+    name: ClassVar[str] = "exits"
+    shapes: ClassVar[bool] = True
+
+    macs: float | None = None
+    latency: float | None = None
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.macs is not None and self.latency is not None:
+            raise SpecError("give macs or latency, not both")
+        if not 0 < self._left <= 1:
+            raise SpecError(f"{self._left:g}: the share that is left lies between 0 and 1")
+        if self.count < 1:
+            raise SpecError("count is 1 or more")
+        if self.workers * self.machines > 1:
+            raise SpecError("exits are trained by one worker")
+
+    @property
+    def times(self) -> bool:
+        """A share of the latency is found by timing."""
+        return self.latency is not None
+
+    @property
+    def _left(self) -> float:
+        return self.latency if self.latency is not None else 0.5 if self.macs is None else self.macs
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        """The program up to its best exit; see the class."""
+        if self.time is not None:
+            return self.settled(program, ctx).run(program, ctx)
+        if ctx.train is None:
+            raise PassError("exits: needs training data: give --train with images, an .npz or module:function")
+        if program.batch is not None:
+            raise PassError(f"exits: needs a dynamic batch, and the program's is fixed at {program.batch}")
+        found = ways(program, self.count)
+        shares = self._shares(found, program, ctx)
+        if min(shares) > self._left:
+            raise PassError(f"exits: {self._left:g} is out of reach: the first exit leaves {min(shares):.3g}")
+        settle_heads(found, (ctx.calib or ctx.train).take(_FITTED_ON))
+        losses = self.trained(found.program, ctx, looked_at=True)
+        losses = [*losses[1:], losses[0]]
+        inside = [i for i, share in enumerate(shares) if share <= self._left]
+        best = min(inside, key=lambda i: losses[i])
+        for i, (share, loss) in enumerate(zip(shares, losses, strict=True)):
+            where = f"behind {found.exits[i].name}" if i < len(found.exits) else "at the end"
+            ctx.note(f"exit {where}: {share:.3g} is left, loss {loss:.4g}{', taken' if i == best else ''}")
+        return found.ending(best)
+
+    def _shares(self, found: Ways, program: Program, ctx: Context) -> list[float]:
+        """What part each exit leaves, the whole last."""
+        if self.latency is None:
+            return [*(e.macs for e in found.exits), 1.0]
+        if ctx.share is None:
+            raise PassError("exits: latency needs a target that is timed or predicted: give macs")
+        return [*(ctx.share(found.ending(i), program) for i in range(len(found.exits))), 1.0]
+
+    def _fitting(self, program: Program, ctx: Context) -> int:
+        return super()._fitting(ways(program, self.count).program, ctx)
+
+    def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
+        own = super()._terms(program, ctx, labelled)
+        if own.teacher_nodes:
+            raise PassError("exits: what lies between layers is not compared: give losses of outputs")
+        return _Each.made(own, len(ctx.teacher.output_names))
+
+
+@dataclass(frozen=True)
+class _Each(Terms):
+    """The losses of each exit added up: the whole program's first, then from the first exit on."""
+
+    outputs: int = 1
+    exits: int = 1
+
+    @staticmethod
+    def made(own: Terms, outputs: int) -> _Each:
+        """The terms of a program with as many outputs, for all of its exits."""
+        floats = tuple(i for i in own.floats if i < outputs)
+        exits = len(own.floats) // max(1, len(floats))
+        given = {"losses": own.losses, "features": (), "attentions": (), "mask": own.mask, "text": own.text}
+        return _Each(**given, floats=floats, labelled=own.labelled, outputs=outputs, exits=exits)  # type: ignore[arg-type]
+
+    @property
+    def given(self) -> list[float | None]:
+        """The i-th of n exits weighs i/n."""
+        return [1.0, *((i + 1) / self.exits for i in range(self.exits - 1))]
+
+    def values(self, taught: Seen, found: Seen, inputs: Sequence[Tensor], targets: Tensor | None) -> list[Tensor]:
+        """One scalar an exit."""
+        parts = []
+        for at in range(0, self.exits * self.outputs, self.outputs):
+            seen = found[0][at : at + self.outputs], found[1]
+            each = super().values(taught, seen, inputs, targets)
+            weights = [1.0 if one.weight is None else one.weight for one in self.losses]
+            total = sum(w * p for w, p in zip(weights, each, strict=True))
+            assert isinstance(total, Tensor)
+            parts.append(total)
+        return parts

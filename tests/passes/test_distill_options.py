@@ -1,0 +1,117 @@
+"""Averaged weights, layers left out by chance, and which positions of a text count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgecompile.axes import couple
+from edgecompile.data import Arrays
+from edgecompile.errors import SpecError
+from edgecompile.passes import _local, _training
+from edgecompile.passes._branches import branches, dropped, separate
+from edgecompile.passes._checkpoint import State
+from edgecompile.passes._layerdrop import gated
+from edgecompile.passes._relevant import relevant
+from edgecompile.passes._samples import gather
+from edgecompile.passes._schedule import seeded
+from edgecompile.passes._taps import tapped
+from edgecompile.passes._terms import Terms
+from edgecompile.passes._trainable import gradients
+from edgecompile.passes.distill import Distill
+from edgecompile.program import Program
+from edgecompile.rewrite import aten
+from tests.axes.zoo import captured
+from tests.passes.test_distill import Blocks, Small, pictures, pruned
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Program:
+    torch.manual_seed(0)
+    return Program.capture(Small().eval(), (pictures(2).inputs[0],))
+
+
+def test_averages_are_of_the_steps(teacher: Program) -> None:
+    student = pruned(teacher)
+    samples = gather(pictures(), Path("."))
+    setting = _training.Setting(steps=12, batch=16, rate=1e-3, seed=0, ema=0.7)
+    terms = Terms.of(student, teacher, "outputs", False)
+    training = _training.Training(student, teacher, terms, samples, samples.part(0, 16), setting)
+    seen: list[dict[str, Tensor]] = [{n: w.detach().clone() for n, w in training.trained.items()}]
+    state = State(weights=[1.0], best_loss=-1.0, best={"": torch.zeros(1)})
+    wanted = seen[0]
+    with gradients(training.trained.values()):
+        for step in range(12):
+            training._advance(state)
+            state.step += 1
+            training._averages(state)
+            part = 1 - min(0.7, (2 + step) / (11 + step))
+            wanted = {n: (1 - part) * wanted[n] + part * w.detach() for n, w in training.trained.items()}
+    for name, value in wanted.items():
+        torch.testing.assert_close(state.average[name], value)
+        with training._averaged(state):
+            torch.testing.assert_close(training.trained[name], value)
+        assert not torch.equal(training.trained[name], value)
+
+
+def test_gates_leave_branches_out_and_are_open_as_often_as_asked(teacher: Program) -> None:
+    learner = tapped(teacher, [], training=True)
+    gates = gated(teacher, learner)
+    coupling = couple(teacher)
+    chosen = separate(branches(teacher, coupling))
+    assert len(gates) == len(chosen) >= 1
+    x = pictures().inputs[0][:8]
+    with torch.no_grad():
+        torch.testing.assert_close(learner(x)[0][0], tapped(teacher, [], training=True)(x)[0][0])
+        for i, branch in enumerate(chosen):
+            gates.fill_(1)[i] = 0
+            wanted = tapped(dropped(teacher, [branch])[0], [], training=True)(x)[0][0]
+            torch.testing.assert_close(learner(x)[0][0], wanted)
+    drawn = torch.stack([torch.rand(6, generator=seeded(0, 3, step)) >= 0.2 for step in range(3000)]).double().mean(0)
+    assert float((drawn - 0.8).abs().max()) < 4 * (0.2 * 0.8 / 3000) ** 0.5
+    assert not any("layerdrop" in str(n.target) for n in teacher.graph.graph.nodes)
+
+
+def test_layers_that_repeat_share_a_gate() -> None:
+    made = captured("bert")
+    assert len(gated(made, tapped(made, [], training=True))) == 2
+    assert len(separate(branches(made, couple(made)))) == 4
+
+
+def test_padding_does_not_count_and_a_last_layer_has_the_token_that_is_read() -> None:
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 50, (6, 9)), torch.ones(6, 9, dtype=torch.int64)
+    for row in range(6):
+        mask[row, 3 + row :] = 0
+    made = Program.capture(Blocks().eval(), {"ids": ids[:2], "attention_mask": mask[:2]})
+    data = Arrays("texts", (ids, mask), batch_size=4)
+    found = relevant(made, data)
+    layers = [n for n in made.graph.graph.find_nodes(op="call_function", target=aten.linear.default) if n in found]
+    assert len(layers) == 8
+    for node in layers[:4]:
+        assert torch.equal(found[node], mask.bool())
+    first = torch.zeros(6, 9, dtype=torch.bool)
+    first[:, 0] = True
+    for node in layers[5:]:
+        assert torch.equal(found[node], first)
+    with torch.no_grad():
+        other = ids.where(mask.bool(), 7)
+        torch.testing.assert_close(made(other, mask)[0], made(ids, mask)[0])
+    coupling = couple(made)
+    _, moments = _local.statistics(made, coupling, data, 0)
+    _, same = _local.statistics(made, coupling, Arrays("texts", (other, mask), batch_size=4), 0)
+    for one, two in zip(moments.values(), same.values(), strict=True):
+        torch.testing.assert_close(one.second, two.second)
+
+
+def test_without_a_mask_every_position_counts(teacher: Program) -> None:
+    assert relevant(teacher, pictures(8)) == {}
+
+
+def test_shares_lie_between_0_and_1() -> None:
+    for options in ({"ema": 1.0}, {"layerdrop": -0.1}):
+        with pytest.raises(SpecError, match="ema and layerdrop lie between 0 and 1"):
+            Distill(**options)  # type: ignore[arg-type]
