@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgecompile.passes import _norms
 from edgecompile.passes._answers import answers, pays
 from edgecompile.passes._checkpoint import Checkpoint, State
+from edgecompile.passes._ensemble import Ensemble
 from edgecompile.passes._layerdrop import gated
 from edgecompile.passes._samples import Augment, Samples, augmented
 from edgecompile.passes._schedule import schedule, seeded
@@ -69,11 +70,17 @@ class Training:
     """One run: the student is changed in place, and ends with the weights that did best on the held-out samples."""
 
     def __init__(
-        self, student: Program, teacher: Program, terms: Terms, samples: Samples, held: Samples, setting: Setting
+        self,
+        student: Program,
+        teachers: Sequence[Program],
+        terms: Terms,
+        samples: Samples,
+        held: Samples,
+        setting: Setting,
     ) -> None:
-        self.student, self.source, self.terms, self.setting = student, teacher, terms, setting
+        self.student, self.sources, self.terms, self.setting = student, teachers, terms, setting
         self.samples, self.held = samples, held
-        self.teacher = placed(tapped(teacher, terms.teacher_nodes, own=True), setting.device)
+        self.teacher = placed(Ensemble(teachers, terms.teacher_nodes), setting.device)
         placed(student.graph, setting.device)
         self.learner: nn.Module = tapped(student, terms.student_nodes, training=True)
         self.gates = gated(student, self.learner) if setting.layerdrop else None

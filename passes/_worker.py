@@ -38,10 +38,10 @@ def main(folder: Path) -> None:
     setting = replace(
         Setting(**said["setting"]), rank=rank, ranks=ranks, device=device, augment=augmentation(said["augment"])
     )
-    student, teacher = program_file.load(folder / "student"), program_file.load(folder / "teacher")
-    terms = Terms.of(student, teacher, said["losses"], said["labelled"])
+    student, *teachers = (program_file.load(folder / name) for name in ("student", *said["teachers"]))
+    terms = Terms.of(student, teachers[0], said["losses"], said["labelled"])
     learned, held = _samples(folder)
-    training = Training(student, teacher, terms, learned, held, setting)
+    training = Training(student, teachers, terms, learned, held, setting)
 
     def tell(what: str, done: int, total: int) -> None:
         if not rank:
@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     if not rank:
         training.finish()
         values = {name: value.detach() for name, value in training.all().items()}
-        torch.save({"values": values, "state": vars(state) | {"best": {}}}, folder / "result.partial")
+        torch.save({"values": values, "state": vars(state) | {"best": {}, "average": {}}}, folder / "result.partial")
         os.replace(folder / "result.partial", folder / "result.pt")
     torch.distributed.barrier()
     sys.stdout.flush()

@@ -78,7 +78,8 @@ def train(training: Training, crew: Crew, augment: str, folder: Path, tell: Tell
 
 
 def _write(training: Training, augment: str, folder: Path) -> None:
-    for name, program in (("student", training.student), ("teacher", training.source)):
+    names = [f"teacher{i}" for i in range(len(training.sources))]
+    for name, program in zip(["student", *names], [training.student, *training.sources], strict=True):
         (folder / name).mkdir(parents=True, exist_ok=True)
         program_file.save(program.retraced(), folder / name)
     tensors: dict[str, torch.Tensor] = {}
@@ -88,6 +89,7 @@ def _write(training: Training, augment: str, folder: Path) -> None:
     said = {
         "setting": asdict(replace(training.setting, augment=None)),
         "augment": augment,
+        "teachers": names,
         "losses": training.terms.text,
         "labelled": training.terms.labelled,
         "keep_s": _checkpoint.KEEP_S,

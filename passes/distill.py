@@ -16,11 +16,13 @@ from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _norms
 from edgecompile.passes._checkpoint import State
 from edgecompile.passes._norms import Inserted
+from edgecompile.passes._own_network import own_network
 from edgecompile.passes._samples import Samples, augmentation, gather
 from edgecompile.passes._terms import Terms, parse_losses
 from edgecompile.passes._training import LOOKS, Setting, Training
 from edgecompile.passes._workers import Crew, train
 from edgecompile.program import Program
+from edgecompile.reference import is_function
 from edgecompile.rewrite import aten
 from edgecompile.spec import parse_duration
 
@@ -53,7 +55,8 @@ class Distill(Pass):
     folder and meet at `meet=HOST:PORT`; one that is lost is started again with the others, from the checkpoint.
     `accumulate` puts a batch through in so many parts. With `ema=0.999` the weights that are kept are averages over the
     steps. `layerdrop=0.2` leaves each layer's residual branches out in a fifth of the steps, by chance, so that
-    `drop_layers` can leave them out for good later.
+    `drop_layers` can leave them out for good later. `teachers="a.py:make; b.py:make"` teach too: the student is to give
+    the mean of all their probabilities (of other outputs the mean); what lies between layers is the teacher's own.
 
     Refuses: no training data, losses that find nothing to compare.
     """
@@ -78,6 +81,7 @@ class Distill(Pass):
     accumulate: int = 1
     ema: float = 0.0
     layerdrop: float = 0.0
+    teachers: str = ""
 
     def __post_init__(self) -> None:
         if sum(v is not None for v in (self.epochs, self.steps, self.time)) > 1:
@@ -96,6 +100,9 @@ class Distill(Pass):
             raise SpecError("machines and meet go together: meet=HOST:PORT is where the first of them listens")
         if self.rate is not None and not 0 < self.rate < 1e3:
             raise SpecError(f"rate={self.rate:g}: a learning rate is above 0")
+        for name in filter(None, map(str.strip, self.teachers.split(";"))):
+            if not is_function(name):
+                raise SpecError(f"teachers={name}: expected module:function or file.py:function, several behind ;")
         if not 0 <= self.ema < 1 or not 0 <= self.layerdrop < 1:
             raise SpecError("ema and layerdrop lie between 0 and 1")
         if self.decay < 0:
@@ -180,7 +187,12 @@ class Distill(Pass):
             layerdrop=self.layerdrop,
         )
         terms = self._terms(program, ctx, _labelled(program, samples))
-        return Training(program, ctx.teacher, terms, learned, held, setting), inserted
+        return Training(program, self._teachers(ctx), terms, learned, held, setting), inserted
+
+    def _teachers(self, ctx: Context) -> list[Program]:
+        """The teacher, and the others that were named."""
+        names = [n.strip() for n in self.teachers.split(";") if n.strip()]
+        return [ctx.teacher, *(own_network("distill", name, "", ctx.teacher) for name in names)]
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
         text = self.losses

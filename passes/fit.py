@@ -26,7 +26,7 @@ _DEPTH = (1.0, 0.2, 25.0)
 
 What is lost is measured before anything is refitted, which mends widths more than depth, and training more yet.
 """
-_SETTLING, _CORRECTIONS, _CONTESTS, _KINDS = 6, 2, 3, 3
+_SETTLING, _CORRECTIONS, _CONTESTS, _KINDS = 6, 4, 3, 3
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
 

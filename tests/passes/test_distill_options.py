@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgecompile.axes import couple
 from edgecompile.data import Arrays
-from edgecompile.errors import SpecError
+from edgecompile.errors import PassError, SpecError
 from edgecompile.passes import _local, _training
 from edgecompile.passes._branches import branches, dropped, separate
 from edgecompile.passes._checkpoint import State
+from edgecompile.passes._ensemble import Ensemble
 from edgecompile.passes._layerdrop import gated
+from edgecompile.passes._own_network import own_network
 from edgecompile.passes._relevant import relevant
 from edgecompile.passes._samples import gather
 from edgecompile.passes._schedule import seeded
@@ -25,7 +28,7 @@ from edgecompile.passes.distill import Distill
 from edgecompile.program import Program
 from edgecompile.rewrite import aten
 from tests.axes.zoo import captured
-from tests.passes.test_distill import Blocks, Small, pictures, pruned
+from tests.passes.test_distill import Blocks, Small, context, pictures, pruned
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def test_averages_are_of_the_steps(teacher: Program) -> None:
     samples = gather(pictures(), Path("."))
     setting = _training.Setting(steps=12, batch=16, rate=1e-3, seed=0, ema=0.7)
     terms = Terms.of(student, teacher, "outputs", False)
-    training = _training.Training(student, teacher, terms, samples, samples.part(0, 16), setting)
+    training = _training.Training(student, [teacher], terms, samples, samples.part(0, 16), setting)
     seen: list[dict[str, Tensor]] = [{n: w.detach().clone() for n, w in training.trained.items()}]
     state = State(weights=[1.0], best_loss=-1.0, best={"": torch.zeros(1)})
     wanted = seen[0]
@@ -73,6 +76,53 @@ def test_gates_leave_branches_out_and_are_open_as_often_as_asked(teacher: Progra
     drawn = torch.stack([torch.rand(6, generator=seeded(0, 3, step)) >= 0.2 for step in range(3000)]).double().mean(0)
     assert float((drawn - 0.8).abs().max()) < 4 * (0.2 * 0.8 / 3000) ** 0.5
     assert not any("layerdrop" in str(n.target) for n in teacher.graph.graph.nodes)
+
+
+OTHER = """
+import torch
+from torch import nn
+
+class Other(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return 3 * self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+def make():
+    return Other().eval()
+
+def wide():
+    made = Other()
+    made.head = nn.Linear(8, 5)
+    return made.eval()
+"""
+
+
+def test_several_teachers_answer_as_one(teacher: Program, tmp_path: Path) -> None:
+    file = tmp_path / "other.py"
+    file.write_text(OTHER)
+    x = pictures().inputs[0]
+    other = own_network("distill", f"{file}:make", "", teacher)
+    with torch.no_grad():
+        (found,), _ = Ensemble([teacher, other], [])(x)
+        wanted = (teacher(x)[0].softmax(-1) + other(x)[0].softmax(-1)) / 2
+        torch.testing.assert_close(found.softmax(-1), wanted)
+
+    def divergence(student: Program) -> float:
+        with torch.no_grad():
+            return float(nn.functional.kl_div(student(x)[0].log_softmax(-1), wanted, reduction="batchmean"))
+
+    options: dict[str, Any] = {"steps": 60, "batch": 16, "losses": "kl"}
+    alone = Distill(**options).run(pruned(teacher), context(teacher))
+    both = Distill(**options, teachers=f"{file}:make").run(pruned(teacher), context(teacher))
+    assert divergence(both) < 0.5 * divergence(alone)
+    with pytest.raises(PassError, match=r"distill: .*:wide has other inputs or outputs than the teacher"):
+        Distill(steps=1, batch=16, teachers=f"{file}:wide").run(pruned(teacher), context(teacher))
+    with pytest.raises(SpecError, match="teachers=other: expected module:function"):
+        Distill(teachers="other")
 
 
 def test_layers_that_repeat_share_a_gate() -> None:
