@@ -15,6 +15,8 @@ from edgecompile.measure import machine
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _norms
 from edgecompile.passes._checkpoint import State
+from edgecompile.passes._each import Each
+from edgecompile.passes._exits import settle_heads, ways
 from edgecompile.passes._norms import Inserted
 from edgecompile.passes._own_network import own_network
 from edgecompile.passes._samples import Samples, augmentation, gather
@@ -30,6 +32,8 @@ _HELD, _MOST_HELD = 0.05, 1024
 _EPOCHS, _LEAST_STEPS = 4, 600
 _RATES = {"normed": 1e-2, "plain": 3e-4}
 _TRIED = 6
+_HEAD, FITTED_ON = 0.3, 512
+"""What an auxiliary head weighs, and the samples on which heads are fitted before anything is trained."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Distill(Pass):
     `accumulate` puts a batch through in so many parts. With `ema=0.999` the weights that are kept are averages over the
     steps. `layerdrop=0.2` leaves each layer's residual branches out in a fifth of the steps, by chance, so that
     `drop_layers` can leave them out for good later. `teachers="a.py:make; b.py:make"` teach too: the student is to give
-    the mean of all their probabilities (of other outputs the mean); what lies between layers is the teacher's own.
+    the mean of all their probabilities (of other outputs the mean); what lies between layers is the teacher's own. With
+    `heads=2` as many places on the way have auxiliary heads that learn the same, and are gone afterwards.
 
     Refuses: no training data, losses that find nothing to compare.
     """
@@ -82,6 +87,7 @@ class Distill(Pass):
     ema: float = 0.0
     layerdrop: float = 0.0
     teachers: str = ""
+    heads: int = 0
 
     def __post_init__(self) -> None:
         if sum(v is not None for v in (self.epochs, self.steps, self.time)) > 1:
@@ -103,6 +109,8 @@ class Distill(Pass):
         for name in filter(None, map(str.strip, self.teachers.split(";"))):
             if not is_function(name):
                 raise SpecError(f"teachers={name}: expected module:function or file.py:function, several behind ;")
+        if self.heads < 0 or (self.heads and self.workers * self.machines > 1):
+            raise SpecError("heads is 0 or more, and they are trained by one worker")
         if not 0 <= self.ema < 1 or not 0 <= self.layerdrop < 1:
             raise SpecError("ema and layerdrop lie between 0 and 1")
         if self.decay < 0:
@@ -124,8 +132,13 @@ class Distill(Pass):
         """The trained program, or the same where training made nothing better; see the class."""
         if self.time is not None:
             return self.settled(program, ctx).run(program, ctx)
-        self.trained(program, ctx)
-        return program
+        if not self.heads or ctx.train is None:
+            self.trained(program, ctx)
+            return program
+        found = ways(program, self.heads)
+        settle_heads(found, (ctx.calib or ctx.train).take(FITTED_ON))
+        self.trained(found.program, ctx)
+        return found.ending(-1)
 
     def trained(self, program: Program, ctx: Context, looked_at: bool = False) -> list[float]:
         """Train in place; each term's mean over the samples held out, where that is to be looked at."""
@@ -195,6 +208,12 @@ class Distill(Pass):
         return [ctx.teacher, *(own_network("distill", name, "", ctx.teacher) for name in names)]
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
+        own = self.own_terms(program, ctx, labelled)
+        count = len(program.output_names) // len(ctx.teacher.output_names)
+        return own if count == 1 else Each.made("distill: heads", own, (1.0, *[_HEAD] * (count - 1)))
+
+    def own_terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
+        """The losses by their text, or those that suit the outputs."""
         text = self.losses
         if not text:
             text = "kl" if (classes := Interface.of(program).classes is not None) else "outputs"
@@ -209,6 +228,7 @@ class Distill(Pass):
 
     def _fitting(self, program: Program, ctx: Context) -> int:
         """How many steps the time allows, looks at the held-out samples included."""
+        program = ways(program, self.heads).program if self.heads else program
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
             training, _ = self._ready(program, replace(ctx, stats={}, notes=[]), Path(text))
             each = _seconds(lambda: training.try_out(_TRIED)) / _TRIED

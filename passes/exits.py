@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
+from edgecompile.passes._each import Each
 from edgecompile.passes._exits import Ways, settle_heads, ways
-from edgecompile.passes._terms import Seen, Terms
-from edgecompile.passes.distill import Distill
+from edgecompile.passes._terms import Terms
+from edgecompile.passes.distill import FITTED_ON, Distill
 from edgecompile.program import Program
-
-_FITTED_ON = 512
-"""Samples on which heads are fitted before anything is trained."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,8 @@ class Exits(Distill):
             raise SpecError("give macs or latency, not both")
         if not 0 < self._left <= 1:
             raise SpecError(f"{self._left:g}: the share that is left lies between 0 and 1")
-        if self.count < 1:
-            raise SpecError("count is 1 or more")
+        if self.count < 1 or self.heads:
+            raise SpecError("count is 1 or more, and exits are heads themselves")
         if self.workers * self.machines > 1:
             raise SpecError("exits are trained by one worker")
 
@@ -77,7 +72,7 @@ class Exits(Distill):
         shares = self._shares(found, program, ctx)
         if min(shares) > self._left:
             raise PassError(f"exits: {self._left:g} is out of reach: the first exit leaves {min(shares):.3g}")
-        settle_heads(found, (ctx.calib or ctx.train).take(_FITTED_ON))
+        settle_heads(found, (ctx.calib or ctx.train).take(FITTED_ON))
         losses = self.trained(found.program, ctx, looked_at=True)
         losses = [*losses[1:], losses[0]]
         inside = [i for i, share in enumerate(shares) if share <= self._left]
@@ -99,40 +94,6 @@ class Exits(Distill):
         return super()._fitting(ways(program, self.count).program, ctx)
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
-        own = super()._terms(program, ctx, labelled)
-        if own.teacher_nodes:
-            raise PassError("exits: what lies between layers is not compared: give losses of outputs")
-        return _Each.made(own, len(ctx.teacher.output_names))
-
-
-@dataclass(frozen=True)
-class _Each(Terms):
-    """The losses of each exit added up: the whole program's first, then from the first exit on."""
-
-    outputs: int = 1
-    exits: int = 1
-
-    @staticmethod
-    def made(own: Terms, outputs: int) -> _Each:
-        """The terms of a program with as many outputs, for all of its exits."""
-        floats = tuple(i for i in own.floats if i < outputs)
-        exits = len(own.floats) // max(1, len(floats))
-        given = {"losses": own.losses, "features": (), "attentions": (), "mask": own.mask, "text": own.text}
-        return _Each(**given, floats=floats, labelled=own.labelled, outputs=outputs, exits=exits)  # type: ignore[arg-type]
-
-    @property
-    def given(self) -> list[float | None]:
-        """The i-th of n exits weighs i/n."""
-        return [1.0, *((i + 1) / self.exits for i in range(self.exits - 1))]
-
-    def values(self, taught: Seen, found: Seen, inputs: Sequence[Tensor], targets: Tensor | None) -> list[Tensor]:
-        """One scalar an exit."""
-        parts = []
-        for at in range(0, self.exits * self.outputs, self.outputs):
-            seen = found[0][at : at + self.outputs], found[1]
-            each = super().values(taught, seen, inputs, targets)
-            weights = [1.0 if one.weight is None else one.weight for one in self.losses]
-            total = sum(w * p for w, p in zip(weights, each, strict=True))
-            assert isinstance(total, Tensor)
-            parts.append(total)
-        return parts
+        own = self.own_terms(program, ctx, labelled)
+        count = len(program.output_names) // len(ctx.teacher.output_names)
+        return Each.made("exits", own, (1.0, *((i + 1) / count for i in range(count - 1))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
 from edgecompile.passes._exits import settle_heads, ways
 from edgecompile.passes._stack import narrow
+from edgecompile.passes.distill import Distill
 from edgecompile.passes.exits import Exits
 from edgecompile.program import Program
 from tests.axes.zoo import captured
@@ -144,3 +147,25 @@ def test_what_has_no_exit_is_refused(made: Program, data: Arrays) -> None:
         Exits(macs=0.5, latency=0.5)
     with pytest.raises(PassError, match="give losses of outputs"):
         Exits(losses="mse", count=2).run(made.clone(), Context(made, train=data))
+
+
+def test_auxiliary_heads_are_trained_and_gone(made: Program, data: Arrays) -> None:
+    student = made.clone()
+    with torch.no_grad():
+        student.weights()["convs.1.weight"].mul_(0.5)
+    options: dict[str, Any] = {"losses": "kl", "steps": 40, "batch": 32}
+    plain_ctx, ctx = Context(made, calib=data, train=data), Context(made, calib=data, train=data)
+    plain = Distill(**options).run(student.clone(), plain_ctx)
+    found = Distill(**options, heads=2).run(student.clone(), ctx)
+    assert found.interface == made.interface
+    assert [str(n.target) for n in found.graph.graph.nodes] == [str(n.target) for n in made.graph.graph.nodes]
+    assert not torch.equal(found.weights()["convs.0.weight"], plain.weights()["convs.0.weight"])
+    with torch.no_grad():
+        x = data.inputs[0]
+        log = [p(x)[0].log_softmax(-1) for p in (made, student, found)]
+        losses = [float(nn.functional.kl_div(v, log[0], reduction="batchmean", log_target=True)) for v in log[1:]]
+    assert losses[1] < 0.5 * losses[0]
+    with pytest.raises(PassError, match="distill: heads: what lies between layers is not compared"):
+        Distill(losses="mse", steps=1, batch=32, heads=1).run(student.clone(), ctx)
+    with pytest.raises(SpecError, match="heads is 0 or more"):
+        Distill(heads=1, workers=2)
