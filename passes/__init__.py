@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "merge_linear": "edgecompile.passes.merge_linear:MergeLinear",
     "student": "edgecompile.passes.student:Student",
     "drop_layers": "edgecompile.passes.drop_layers:DropLayers",
+    "l0": "edgecompile.passes.l0:L0",
     "merge_layers": "edgecompile.passes.merge_layers:MergeLayers",
     "exits": "edgecompile.passes.exits:Exits",
     "fit": "edgecompile.passes.fit:Fit",

@@ -149,18 +149,16 @@ class Training:
         setting, step = self.setting, state.step
         rate = setting.rate * state.scale * schedule(step, setting.steps, setting.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group.get("own_rate", rate)
         self.optimizer.zero_grad(set_to_none=True)
         mine = self._parts(step)[setting.rank * setting.accumulate :][: setting.accumulate]
         fine = torch.ones((), device=setting.device)
-        if self.gates is not None:
-            stays = torch.rand(len(self.gates), generator=seeded(setting.seed, 3, step)) >= setting.layerdrop
-            self.gates.copy_(stays)
         for number, (inputs, targets, index) in enumerate(mine, 1):
             with self._alone(number < len(mine)):
+                self._prepare(step)
                 taught = self._taught(inputs, index)
                 parts = self.terms.values(taught, self._seen(self.learner, inputs), inputs, targets)
-                loss = sum(w * p for w, p in zip(state.weights, parts, strict=True))
+                loss = self._penalty(step) + sum(w * p for w, p in zip(state.weights, parts, strict=True))
                 assert isinstance(loss, Tensor)
                 (loss / len(mine)).backward()  # type: ignore[no-untyped-call]
             fine *= torch.isfinite(loss.detach())
@@ -170,7 +168,21 @@ class Training:
         if not bool(fine):
             return False
         self.optimizer.step()
+        self._settle()
         return True
+
+    def _prepare(self, step: int) -> None:
+        """What chance decides for a step, before its samples go through."""
+        if self.gates is not None:
+            stays = torch.rand(len(self.gates), generator=seeded(self.setting.seed, 3, step)) >= self.setting.layerdrop
+            self.gates.copy_(stays)
+
+    def _penalty(self, step: int) -> Tensor | float:
+        """What is added to the losses."""
+        return 0.0
+
+    def _settle(self) -> None:
+        """What is done to the weights after a step."""
 
     def _shared(self) -> None:
         """With other workers: one module of which all gradients are means over the workers."""

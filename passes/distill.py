@@ -140,10 +140,12 @@ class Distill(Pass):
         self.trained(found.program, ctx)
         return found.ending(-1)
 
-    def trained(self, program: Program, ctx: Context, looked_at: bool = False) -> list[float]:
+    def trained(
+        self, program: Program, ctx: Context, looked_at: bool = False, make: Callable[..., Training] = Training
+    ) -> list[float]:
         """Train in place; each term's mean over the samples held out, where that is to be looked at."""
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
-            training, inserted = self._ready(program, ctx, Path(text))
+            training, inserted = self._ready(program, ctx, Path(text), make)
             state = self._trained(training, ctx, ctx.work or Path(text))
             left = training.held_out() if looked_at else []
             training.finish()
@@ -171,7 +173,9 @@ class Distill(Pass):
         training.finish()
         return train(training, crew, self.augment, folder, ctx.tell)
 
-    def _ready(self, program: Program, ctx: Context, folder: Path) -> tuple[Training, list[Inserted]]:
+    def _ready(
+        self, program: Program, ctx: Context, folder: Path, make: Callable[..., Training] = Training
+    ) -> tuple[Training, list[Inserted]]:
         """Everything in its place for the first step; the program has its batch norms."""
         if ctx.train is None:
             raise PassError("distill: needs training data: give --train with images, an .npz or module:function")
@@ -200,7 +204,7 @@ class Distill(Pass):
             layerdrop=self.layerdrop,
         )
         terms = self._terms(program, ctx, _labelled(program, samples))
-        return Training(program, self._teachers(ctx), terms, learned, held, setting), inserted
+        return make(program, self._teachers(ctx), terms, learned, held, setting), inserted
 
     def _teachers(self, ctx: Context) -> list[Program]:
         """The teacher, and the others that were named."""
