@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from edgecompile.passes._answers import answers, pays
 from edgecompile.passes._checkpoint import Checkpoint, State
 from edgecompile.passes._ensemble import Ensemble
 from edgecompile.passes._layerdrop import gated
-from edgecompile.passes._samples import Augment, Samples, augmented
+from edgecompile.passes._samples import Samples, augmented
 from edgecompile.passes._schedule import schedule, seeded
+from edgecompile.passes._setting import Setting
 from edgecompile.passes._taps import tapped
 from edgecompile.passes._terms import Terms
 from edgecompile.passes._trainable import gradients, placed, running, tensor, trainable
@@ -35,35 +35,6 @@ _BALANCE, _NORMS = 4, 16
 _ROLLBACKS = 3
 _KNOWN = 5e8
 """Bytes of the teacher's outputs for the samples held out that are kept."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How long and how fast: `rate` is the highest learning rate, reached after `warmup` of the steps, 0 at the end.
-
-    With `ema` the weights that are looked at are averages, of which each step leaves so much. `layerdrop` is how often
-    a residual branch is left out for a step.
-    """
-
-    steps: int
-    batch: int
-    rate: float
-    seed: int
-    bfloat16: bool = False
-    warmup: float = 0.05
-    decay: float = 0.01
-    augment: Augment | None = None
-    device: str = "cpu"
-    rank: int = 0
-    ranks: int = 1
-    accumulate: int = 1
-    ema: float = 0.0
-    layerdrop: float = 0.0
-
-    @property
-    def part(self) -> int:
-        """Samples that go through the student at once: a batch is that many for each worker and accumulation."""
-        return self.batch // (self.ranks * self.accumulate)
 
 
 class Training:

@@ -18,8 +18,9 @@ from edgecompile import program_file
 from edgecompile.errors import EdgeCompileError
 from edgecompile.passes import _checkpoint
 from edgecompile.passes._samples import Samples, augmentation
+from edgecompile.passes._setting import Setting
 from edgecompile.passes._terms import Terms
-from edgecompile.passes._training import Setting, Training
+from edgecompile.passes._training import Training
 from edgecompile.passes._workers import TOLD
 
 _MEETING_S = 30

@@ -20,8 +20,9 @@ from edgecompile.passes._exits import settle_heads, ways
 from edgecompile.passes._norms import Inserted
 from edgecompile.passes._own_network import own_network
 from edgecompile.passes._samples import Samples, augmentation, gather
+from edgecompile.passes._setting import Setting
 from edgecompile.passes._terms import Terms, parse_losses
-from edgecompile.passes._training import LOOKS, Setting, Training
+from edgecompile.passes._training import LOOKS, Training
 from edgecompile.passes._workers import Crew, train
 from edgecompile.program import Program
 from edgecompile.reference import is_function

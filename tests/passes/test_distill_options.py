@@ -21,6 +21,7 @@ from edgecompile.passes._own_network import own_network
 from edgecompile.passes._relevant import relevant
 from edgecompile.passes._samples import gather
 from edgecompile.passes._schedule import seeded
+from edgecompile.passes._setting import Setting
 from edgecompile.passes._taps import tapped
 from edgecompile.passes._terms import Terms
 from edgecompile.passes._trainable import gradients
@@ -40,7 +41,7 @@ def teacher() -> Program:
 def test_averages_are_of_the_steps(teacher: Program) -> None:
     student = pruned(teacher)
     samples = gather(pictures(), Path("."))
-    setting = _training.Setting(steps=12, batch=16, rate=1e-3, seed=0, ema=0.7)
+    setting = Setting(steps=12, batch=16, rate=1e-3, seed=0, ema=0.7)
     terms = Terms.of(student, teacher, "outputs", False)
     training = _training.Training(student, [teacher], terms, samples, samples.part(0, 16), setting)
     seen: list[dict[str, Tensor]] = [{n: w.detach().clone() for n, w in training.trained.items()}]
