@@ -174,36 +174,37 @@ def _compensated(
 
 def _removed(group: Group, layers: Sequence[tuple[Reader, Tensor]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """What each unit costs at its turn; units that go later never cost less than those before them."""
-    weights, inverses, powers = [], [], []
+    weights, inverses, powers, places = [], [], [], []
     for reader, damped in layers:
-        weights.append(reader.weight.clone())
+        weights.append(reader.weight)
         inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(damped)))
         powers.append(float((reader.weight @ damped * reader.weight).sum().clamp(min=1e-300)))
+        places.append(reader.columns)
     left = torch.arange(group.size)
     at_once = -(-group.size // _STEPS)
     scores = np.zeros(group.size)
     least = 0.0
     while len(left):
         costs = torch.zeros(len(left), dtype=torch.float64)
-        for (reader, _), value, inverse, power in zip(layers, weights, inverses, powers, strict=True):
-            inputs = reader.columns[left]
+        for value, inverse, power, inputs in zip(weights, inverses, powers, places, strict=True):
             blocks = inverse[inputs[:, :, None], inputs[:, None, :]]
             own = value[:, inputs].transpose(0, 1)
             costs += torch.einsum("uok,ukl,uol->u", own, torch.linalg.inv(blocks), own) / power
         order = torch.argsort(costs, stable=True)
-        gone, joint = left[order[:at_once]], 0.0
-        for i, ((reader, _), value, inverse, power) in enumerate(zip(layers, weights, inverses, powers, strict=True)):
-            inputs = reader.columns[gone].flatten()
-            middle = torch.linalg.inv(inverse[inputs][:, inputs])
-            own, across = value[:, inputs], inverse[inputs]
-            joint += float(torch.einsum("ok,kl,ol->", own, middle, own)) / power
-            weights[i] = value - own @ middle @ across
-            inverses[i] = inverse - across.T @ middle @ across
-            inverses[i][inputs, inputs] = 1.0  # they are gone, and no later block is to be singular with them
-        for unit in gone.tolist():
-            least = max(joint / len(gone), least * (1 + 1e-9))
+        rest, joint = order[at_once:].sort().values, 0.0
+        for i, (value, inverse, inputs) in enumerate(zip(weights, inverses, places, strict=True)):
+            gone, stays = inputs[order[:at_once]].flatten(), torch.ones(len(inverse), dtype=torch.bool)
+            stays[gone] = False
+            middle, own = torch.linalg.inv(inverse[gone][:, gone]), value[:, gone]
+            joint += float(torch.einsum("ok,kl,ol->", own, middle, own)) / powers[i]
+            across = inverse[gone][:, stays]
+            weights[i] = value[:, stays] - own @ (middle @ across)
+            inverses[i] = inverse[stays][:, stays] - across.T @ (middle @ across)
+            places[i] = (torch.cumsum(stays, 0) - 1)[inputs[rest]]
+        for unit in left[order[:at_once]].tolist():
+            least = max(joint / len(order[:at_once]), least * (1 + 1e-9))
             scores[unit] = least
-        left = left[torch.isin(left, gone, invert=True)]
+        left = left[rest]
     return scores
 
 

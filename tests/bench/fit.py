@@ -1,10 +1,10 @@
 """Whether latency budgets are kept and used: networks fitted to shares of their own time, measured at the end.
 
-    python -m tests.bench.fit [--shares 0.7,0.5,0.35,0.25] [--target onnx@host] [--then "quantize"] [--again] [NETWORK ...]
+    python -m tests.bench.fit [--shares 0.7,0.5,0.35,0.25] [--target onnx@host] [--then quantize] [NETWORK ...]
 
 Nothing is trained unless `--then "distill, quantize"` says so. The last line counts the budgets that hold, and those of
 which nine tenths are used; a budget above what integers alone take is not used up, and says "whole". What was measured
-is kept in fit.json beside this file and not measured again, but with `--again`.
+is kept in fit.json beside this file, and measured again with `--again` alone.
 """
 
 from __future__ import annotations

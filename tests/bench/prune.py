@@ -1,6 +1,6 @@
 """What pruning without training leaves of a teacher: accuracy and latency by multiplications, method and refit.
 
-    python -m tests.bench.prune [--macs 0.7,0.5,0.3] [--samples 2000] [NETWORK ...]
+    python -m tests.bench.prune [--macs 0.7,0.5,0.3] [--samples 2000] [--methods obs,kcm] [NETWORK ...]
 
 Latency is that of the ONNX artifact beside the unpruned one, one thread, interleaved.
 """
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["fashion", "digits"])
     parser.add_argument("--macs", default="0.7,0.5,0.3")
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--methods", default="random,magnitude,taylor,fisher,obs,kcm")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -57,7 +58,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as text:
             first = _session(start, Path(text) / "teacher")
             for macs in map(float, given.macs.split(",")):
-                for method in ("random", "magnitude", "taylor", "fisher", "obs", "kcm"):
+                for method in given.methods.split(","):
                     for refit in (False, True):
                         begun = time.perf_counter()
                         one = Prune(macs=macs, method=method, refit=refit)  # type: ignore[arg-type]
