@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from edgecompile.program import Program
 from edgecompile.rewrite import argument, aten
 
 _ATTENTION = aten.scaled_dot_product_attention.default
+_CHUNK = 4
+"""Samples at a time: everything that they give is kept for their gradients."""
 Relevant = Mapping[fx.Node, Tensor]
 """For each linear layer whether an output depends on what it gives there, [samples, positions]."""
 
@@ -29,18 +31,29 @@ def relevant(program: Program, data: Dataset) -> dict[fx.Node, Tensor]:
     watched = [n for n in program.graph.graph.find_nodes(op="call_function", target=aten.linear.default) if _long(n)]
     generator = torch.Generator().manual_seed(0)
     parts: dict[fx.Node, list[Tensor]] = {n: [] for n in watched}
-    for batch in data:
-        run = _Watched(program, set(watched))
-        with torch.enable_grad():
-            outputs = [o for o in run.run(*batch.inputs) if o.is_floating_point() and o.requires_grad]
-            total = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs)
-        if isinstance(total, Tensor):
-            total.backward()  # type: ignore[no-untyped-call]
-        for node in watched:
-            value = run.seen[node]
-            moved = value.grad if value.grad is not None else torch.zeros_like(value)
-            parts[node].append(moved.ne(0).any(-1).flatten(1))
-    return {node: torch.cat(found) for node, found in parts.items()}
+    try:
+        for batch in data:
+            for start in range(0, len(batch.inputs[0]), _CHUNK):
+                inputs = [t[start : start + _CHUNK] for t in batch.inputs]
+                for node, moved in _gradients(program, watched, inputs, generator).items():
+                    parts[node].append(moved.ne(0).any(-1).flatten(1))
+    except (RuntimeError, NotImplementedError):  # an operator without a derivative: nobody knows
+        return {}
+    found = {node: torch.cat(each) for node, each in parts.items()}
+    return {node: where for node, where in found.items() if bool(where.any())}
+
+
+def _gradients(
+    program: Program, watched: Sequence[fx.Node], inputs: Sequence[Tensor], generator: torch.Generator
+) -> dict[fx.Node, Tensor]:
+    """The gradient of the outputs, summed with weights by chance, for what each of these nodes gives."""
+    run = _Watched(program, set(watched))
+    with torch.enable_grad():
+        outputs = [o for o in run.run(*inputs) if o.is_floating_point() and o.requires_grad]
+        total = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs)
+    if isinstance(total, Tensor):
+        total.backward()  # type: ignore[no-untyped-call]
+    return {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in run.seen.items()}
 
 
 class _Watched(fx.Interpreter):

@@ -158,6 +158,17 @@ def test_padding_does_not_count_and_a_last_layer_has_the_token_that_is_read() ->
         torch.testing.assert_close(one.second, two.second)
 
 
+def test_where_nobody_knows_every_position_counts() -> None:
+    class Picks(Blocks):
+        def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(ids, attention_mask).argmax(-1)
+
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 50, (6, 9)), torch.ones(6, 9, dtype=torch.int64)
+    made = Program.capture(Picks().eval(), {"ids": ids[:2], "attention_mask": mask[:2]})
+    assert relevant(made, Arrays("texts", (ids, mask))) == {}
+
+
 def test_without_a_mask_every_position_counts(teacher: Program) -> None:
     assert relevant(teacher, pictures(8)) == {}
 
