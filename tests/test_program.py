@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from edgecompile import program_file
+from edgecompile.axes import couple, cut
 from edgecompile.errors import InputError
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, aten, nodes, set_weight, weight
+from tests.axes.zoo import captured
 
 GOLDEN = """\
 program(x: float32[batch, 3, 8, 8])
@@ -237,3 +239,45 @@ def test_models_that_cannot_be_captured(model: nn.Module, message: str) -> None:
 def test_no_inputs() -> None:
     with pytest.raises(InputError, match="the model has no example inputs"):
         Program.capture(Small(), ())
+
+
+@pytest.mark.parametrize("name", ["resnet", "bert", "swin", "wav2vec2", "gpt2"])
+def test_refreshed_is_what_an_export_gives(name: str) -> None:
+    made = captured(name)
+    coupling = couple(made)
+    keep = {g.name: list(range(max(1, g.size // 2))) for g in coupling.groups[::2]}
+    smaller, _ = cut(made, keep, coupling)
+    wanted, found = smaller.clone().retraced(), smaller.clone().refreshed()
+    assert found.interface == wanted.interface
+    assert found.kept == wanted.kept
+    assert _shapes(found) == _shapes(wanted)
+    for one, two in zip(found(*made.inputs), wanted(*made.inputs), strict=True):
+        assert torch.equal(one, two)
+    fixed, exported = found.specialised(1), wanted.specialised(1).retraced()
+    assert _shapes(fixed) == _shapes(exported)
+    assert fixed.interface == exported.interface
+    assert made.batch is None
+    assert made.interface == captured(name).interface
+
+
+def _shapes(program: Program) -> list[tuple[str, str]]:
+    """Every computed value's type in order, dynamic sizes by their names; views and reshapes are one."""
+    from edgecompile.program.text import type_text
+
+    symbols = program.symbols()
+    found = []
+    for node in program.graph.graph.nodes:
+        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+            found.append((str(node.target).replace("view", "reshape"), type_text(node.meta["val"], symbols)))
+    return found
+
+
+def test_a_shape_that_hangs_on_the_data_is_left_to_the_export() -> None:
+    class Positive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0].sum() + x.mean()
+
+    made = Program.capture(Positive(), (torch.randn(2, 3),))
+    fixed = made.specialised(1)
+    x = torch.randn(1, 3)
+    assert torch.equal(fixed(x)[0], Positive()(x))

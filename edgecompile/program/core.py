@@ -120,10 +120,14 @@ class Program:
     def refreshed(self) -> Program:
         """The same graph without what is dead, every shape anew: much faster than `retraced`, and nothing is verified.
 
-        It is changed in place. For programs that are compared with others, or are verified when they are emitted.
+        It is changed in place where that works without an export. For programs that are compared with others, or are
+        verified when they are emitted.
         """
         drop_dead(self.graph)
-        refresh(self.graph)
+        try:
+            refresh(self.graph)
+        except Exception:  # as for `specialised`
+            return self.retraced()
         return self._alive()
 
     def _alive(self) -> Program:
@@ -144,9 +148,13 @@ class Program:
         axes = self.dynamic_shapes or ()
         inputs = tuple(resized(t, d, batch) for t, d in zip(self.inputs, axes, strict=True))
         graph = copy.deepcopy(self.graph)
+        made = dataclasses.replace(self, graph=graph, inputs=inputs, dynamic_shapes=None)
         drop_dead(graph)
-        refresh(graph, inputs)
-        return dataclasses.replace(self, graph=graph, inputs=inputs, dynamic_shapes=None)._alive()
+        try:
+            refresh(graph, inputs)
+        except Exception:  # a shape that hangs on the data, an operator that knows none: export says what it is
+            return made.retraced()
+        return made._alive()
 
     def __str__(self) -> str:
         return text_form(self)
