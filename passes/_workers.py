@@ -30,7 +30,7 @@ from edgecompile.passes._checkpoint import State
 from edgecompile.passes._samples import Samples
 from edgecompile.passes._training import Tell, Training
 
-RESTARTS = 4
+RESTARTS = 6
 """How often all workers are started again after one of them was lost."""
 TOLD = "edgecompile: "
 """Before a line in which the first worker says how far it is."""
