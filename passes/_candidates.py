@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from edgecompile.axes import Coupling, Group, Member, couple, cut, macs
-from edgecompile.data import Dataset, Interface
+from edgecompile.data import Dataset
 from edgecompile.pass_manager import Context
 from edgecompile.passes import _local, _refit
-from edgecompile.passes._branches import Branch, Without, branches, distance, dropped, separate
+from edgecompile.passes._branches import Branch, Without, branches, dropped, separate
 from edgecompile.passes._importance import Scores
+from edgecompile.passes._judge import Judge
 from edgecompile.passes._methods import scored
 from edgecompile.passes._relevant import Relevant, relevant
 from edgecompile.passes._shrinking import step_of
@@ -60,13 +58,10 @@ class Candidates:
     coupling: Coupling
     layout: Layout
     order: Scores
-    statistics: _local.Statistics
     counts: Relevant
     items: tuple[Item, ...]
     data: Dataset
-    wanted: list[tuple[Tensor, ...]]
-    classes: bool
-    judged: int
+    judge: Judge
     precisions: tuple[bool, ...] = (False,)
     precision: Item = field(default_factory=lambda: Item("precision", (0.0,)))
     shares: dict[tuple[Choice, bool], float] = field(default_factory=dict)
@@ -79,7 +74,7 @@ class Candidates:
         judged = max(_LEAST, min(_JUDGED_ON, samples, int(_WORK / max(1, macs(coupling)))))
         samples = min(samples, 2 * judged)
         data = ctx.calib.take(samples)
-        counts = relevant(program, data)
+        counts = relevant(program, data, ctx.note)
         statistics = _local.statistics(program, coupling, data, ctx.seed, counts)
         if method == "obs":
             scores = _local.removals(program, coupling, *statistics)
@@ -87,14 +82,12 @@ class Candidates:
             scores = scored("fit", method, program, coupling, ctx, samples)
         widths = {g.name: levels for g in coupling.groups if len(levels := _levels(g, block)) > 1}
         layout = Layout(coupling, widths, separate(branches(program, coupling)) if depth else [], block)
-        with torch.no_grad():
-            wanted = [program(*b.inputs) for b in data.take(judged)]
-        classes = Interface.of(program).classes is not None
-        made = Candidates(program, ctx, coupling, layout, scores, statistics, counts, (), data, wanted, classes, judged)
-        made.items = tuple(made._items())
+        judge = Judge.of(program, data.take(judged))
+        made = Candidates(program, ctx, coupling, layout, scores, counts, (), data, judge)
+        made.items = tuple(made._items(statistics))
         if any(not p.exact and not p.heals and not p.shapes for p in ctx.rest):
             made.precisions = (False, True)
-            made.precision = Item("precision", (0.0, made._lost(made.finished(program))))
+            made.precision = Item("precision", (0.0, judge.lost(made.finished(program))))
         return made
 
     @property
@@ -174,7 +167,7 @@ class Candidates:
         for one in trainers:
             short = replace(one, steps=self.healing(steps), time=None, epochs=None)
             program = short.run(program, ctx).refreshed()
-        return self._lost(program) + self.precision.lost[choice[-1]]
+        return self.judge.lost(program) + self.precision.lost[choice[-1]]
 
     def made(self, choice: Choice, share: float, data: Dataset | None = None) -> Made:
         """The program of a choice, refitted, and how far its outputs are from those of the whole."""
@@ -193,7 +186,7 @@ class Candidates:
             smaller, copies = cut(program, keep, coupling)
             _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed, counts)
             program = smaller.refreshed()
-        return Made(choice, program, share, self._lost(program))
+        return Made(choice, program, share, self.judge.lost(program))
 
     def said(self, choice: Choice) -> list[str]:
         """What a choice leaves, for the report."""
@@ -210,57 +203,36 @@ class Candidates:
             lines.append("planned in " + ("integers" if self.precisions[choice[-1]] else "floats"))
         return lines
 
-    def _items(self) -> list[Item]:
+    def _items(self, statistics: _local.Statistics) -> list[Item]:
         """What each group loses at half and at the least of its width, the layers behind it compensated, and between
         them as `order` says; and what the outputs are without each branch."""
         found: list[Item] = []
         count = max(1, len(self.layout.widths) + len(self.layout.branches))
         work = max(1, macs(self.coupling))
         points = 2 if _WEIGHED_WORK / (2 * count * work) >= _LEAST_WEIGHED else 1
-        weighed = max(_LEAST_WEIGHED, min(self.judged, int(_WEIGHED_WORK / (points * count * work))))
+        weighed = max(_LEAST_WEIGHED, min(self.judge.samples, int(_WEIGHED_WORK / (points * count * work))))
         for name, levels in self.layout.widths.items():
             self.ctx.tell("weighing widths and branches", len(found), count)
             group = self.coupling[name]
             removed = np.concatenate([[0.0], np.cumsum(np.sort(self.order[name]))])
             curve = np.array([removed[group.size - w] for w in levels]).clip(min=1e-300)
             places = [len(levels) // 2, len(levels) - 1][:points]
-            ratios = [self._narrowed(group, levels[place], weighed) / curve[place] for place in places]
+            ratios = [self._narrowed(group, levels[place], weighed, statistics) / curve[place] for place in places]
             scale = np.exp(np.interp(range(len(levels)), places, np.log(np.maximum(ratios, 1e-300))))
             found.append(Item(name, (0.0, *(float(v) for v in np.maximum.accumulate(curve * scale)[1:]))))
         for branch in self.layout.branches:
             self.ctx.tell("weighing widths and branches", len(found), count)
             run = Without(self.source, [branch])
-            with torch.no_grad():
-                outputs = [run.run(*b.inputs) for b in self.data.take(weighed)]
-            found.append(Item(branch.name, (0.0, self._between(outputs))))
+            found.append(Item(branch.name, (0.0, self.judge.lost(run.run, weighed))))
         return found
 
-    def _narrowed(self, group: Group, left: int, samples: int) -> float:
+    def _narrowed(self, group: Group, left: int, samples: int, statistics: _local.Statistics) -> float:
         """How far the outputs are when one group has so many units left, and its readers make up for it."""
         keep = {group.name: self._units(group, left)}
         program, copies = cut(self.source, keep, self.coupling)
         with torch.no_grad():
-            _local.compensate(program, copies, self.coupling, keep, self.statistics)
-        return self._lost(program, samples)
-
-    def _lost(self, program: Program, samples: int | None = None) -> float:
-        with torch.no_grad():
-            return self._between([program(*b.inputs) for b in self.data.take(samples or self.judged)])
-
-    def _between(self, outputs: Sequence[Sequence[Tensor]]) -> float:
-        """The divergence of classes, or the squared difference of all outputs; large where it is no number."""
-        total, count = 0.0, 0
-        for found, wanted in zip(outputs, self.wanted, strict=False):
-            wanted = tuple(w[: len(f)] if f.dim() else w for f, w in zip(found, wanted, strict=True))
-            if self.classes:
-                pair = found[0].float().log_softmax(-1), wanted[0].float().log_softmax(-1)
-                total += float(F.kl_div(*pair, reduction="sum", log_target=True))
-                count += len(wanted[0])
-            else:
-                total += distance(found, wanted)
-                count += 1
-        value = total / max(1, count)
-        return value if np.isfinite(value) else 1e6
+            _local.compensate(program, copies, self.coupling, keep, statistics)
+        return self.judge.lost(program, samples)
 
     def _bare(self, choice: Choice) -> Program:
         """The program of a choice with the weights as they were, which is enough for its time."""

@@ -19,11 +19,10 @@ class Each(Terms):
     weights: tuple[float, ...] = (1.0,)
 
     @staticmethod
-    def made(who: str, own: Terms, weights: tuple[float, ...]) -> Each:
-        """The terms of one end, for as many as there are weights; raises `PassError` for losses between layers."""
+    def made(who: str, own: Terms, outputs: int, weights: tuple[float, ...]) -> Each:
+        """The terms of an end of so many outputs, for each weight; raises `PassError` for losses between layers."""
         if own.teacher_nodes:
             raise PassError(f"{who}: what lies between layers is not compared: give losses of outputs")
-        outputs = len(own.floats) // len(weights)
         floats = tuple(i for i in own.floats if i < outputs)
         return Each(own.losses, (), (), own.mask, floats, own.text, own.labelled, outputs, weights)
 

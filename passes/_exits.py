@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+from torch.nn import functional as F
 
 from edgecompile.axes import Coupling, Work, couple
 from edgecompile.data import Dataset
 from edgecompile.errors import PassError
+from edgecompile.passes._refit import Sums, ridge
 from edgecompile.passes._stack import between, narrow
 from edgecompile.passes._taps import tapped
 from edgecompile.program import Program
 from edgecompile.rewrite import add_weight, argument, aten, copied, infer, layer, set_weight, weight
-
-_DAMP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,23 @@ class Ways:
         return replace(made, output_names=self.names).refreshed()
 
 
-def ways(program: Program, count: int) -> Ways:
+def ways(who: str, program: Program, count: int) -> Ways:
     """The program with up to `count` exits, evenly spread over its work; they copy its last layers.
 
-    Raises `PassError` where it does not narrow to one value between its layers, or nothing fits its last layers.
+    Raises `PassError`, in the name of the pass `who`, for a fixed batch, where the program does not narrow to one value
+    between its layers, and where nothing fits its last layers.
     """
+    if program.batch is not None:
+        raise PassError(f"{who}: needs a dynamic batch, and the program's is fixed at {program.batch}")
     coupling = couple(program)
     ends = _ends(program, coupling)
     if len(ends) < 2:
-        raise PassError("exits: this program does not narrow to one value between layers: use drop_layers or prune")
+        raise PassError(f"{who}: this program does not narrow to one value between layers: use drop_layers or prune")
     *places, last = ends
-    tail = _tail(program, last)
+    tail = _tail(who, program, last)
     fitting = [p for p in places if _fits(program, p, last, tail)]
     if not fitting:
-        raise PassError("exits: the last layers fit behind no other: use drop_layers or prune")
+        raise PassError(f"{who}: the last layers fit behind no other: use drop_layers or prune")
     work = _before(program, coupling, fitting)
     chosen = _spread(fitting, work, count)
     made, known = _with(program, [e.place for e in chosen], last, tail)
@@ -85,31 +87,22 @@ def settle_heads(found: Ways, data: Dataset) -> None:
         return
     final, *heads = found.linears
     module = tapped(program, [final, *(argument(h, "input") for h in heads)])
-    grams: list[Any] = [0.0] * len(heads)
-    crosses: list[Any] = [0.0] * len(heads)
+    sums = [[Sums(), Sums()] for _ in heads]
     with torch.no_grad():
-        for batch in data:
+        for number, batch in enumerate(data):
             _, (wanted, *inputs) = module(*batch.inputs)
-            y = wanted.reshape(-1, wanted.shape[-1]).double()
-            for i, x in enumerate(inputs):
-                rows = torch.nn.functional.pad(x.reshape(-1, x.shape[-1]).double(), (0, 1), value=1.0)
-                grams[i] = grams[i] + rows.T @ rows
-                crosses[i] = crosses[i] + y.T @ rows
-    for head, gram, cross in zip(heads, grams, crosses, strict=True):
-        _head(program, head, gram, cross)
-
-
-def _head(program: Program, node: fx.Node, gram: Tensor, cross: Tensor) -> None:
-    read, bias = argument(node, "weight"), argument(node, "bias")
-    value = weight(program, read)
-    assert value is not None
-    if bias is None:
-        gram, cross = gram[:-1, :-1], cross[:, :-1]
-    damped = gram + _DAMP * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    new = torch.linalg.solve(damped, cross.T).T
-    set_weight(program, read, new[:, : value.shape[1]].to(value.dtype).contiguous())
-    if bias is not None:
-        set_weight(program, bias, new[:, -1].to(value.dtype).contiguous())
+            for halves, head, x in zip(sums, heads, inputs, strict=True):
+                rows = x.flatten(0, -2).double()
+                if argument(head, "bias") is not None:
+                    rows = F.pad(rows, (0, 1), value=1.0)
+                halves[number % 2].add(rows, wanted.flatten(0, -2).double())
+    for head, halves in zip(heads, sums, strict=True):
+        read, bias = argument(head, "weight"), argument(head, "bias")
+        own = [value.detach().double() for n in (read, bias) if (value := weight(program, n)) is not None]
+        new = ridge(halves, torch.cat([value.reshape(len(value), -1) for value in own], 1))
+        for node, part in zip((read, bias), (new[:, : own[0].shape[1]], new[:, -1]), strict=True):
+            if node is not None:
+                set_weight(program, node, part.to(node.meta["val"].dtype).contiguous())
 
 
 def _ends(program: Program, coupling: Coupling) -> list[fx.Node]:
@@ -123,7 +116,7 @@ def _ends(program: Program, coupling: Coupling) -> list[fx.Node]:
     return [n for n in (wide or found) if n not in outputs]
 
 
-def _tail(program: Program, last: fx.Node) -> list[fx.Node]:
+def _tail(who: str, program: Program, last: fx.Node) -> list[fx.Node]:
     """What comes behind the last place, in order; raises `PassError` where an output does not come from there."""
     reached, found = {last}, []
     for node in program.graph.graph.nodes:
@@ -131,7 +124,7 @@ def _tail(program: Program, last: fx.Node) -> list[fx.Node]:
             reached.add(node)
             found.append(node)
     if any(o not in reached for o in program.outputs()):
-        raise PassError("exits: the program returns a value from before its last layers")
+        raise PassError(f"{who}: the program returns a value from before its last layers")
     return found
 
 

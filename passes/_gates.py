@@ -163,7 +163,8 @@ def _total(coupling: Coupling, left: Mapping[Dim, Any], params: bool) -> Any:
 
 def _covered(group: Group, found: Sequence[_local.Reader]) -> bool:
     """Whether every layer that sums over a group is known."""
-    return bool(found) and len({m.weight for m in group.members if m.summed}) <= len({r.node for r in found})
+    known = {str(argument(r.node, "weight").target) for r in found}
+    return bool(found) and {m.weight for m in group.members if m.summed} <= known
 
 
 def _same(program: Program, coupling: Coupling, group: Group, found: Mapping[str, list[_local.Reader]]) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgecompile.axes import couple
+from edgecompile.errors import PassError
 from edgecompile.passes._branches import Branch, branches, separate
 from edgecompile.passes._stack import Layer, stacks
 from edgecompile.program import Program
@@ -23,6 +24,8 @@ def gated(program: Program, learner: nn.Module) -> Tensor:
     assert isinstance(learner, fx.GraphModule)
     coupling = couple(program)
     chosen = separate(branches(program, coupling))
+    if not chosen:
+        raise PassError("distill: layerdrop: this program has no residual branch that could be left out")
     places = _places(chosen, [one for stack in stacks(program, coupling) for one in stack])
     gates = torch.ones(len(set(places)))
     learner.register_buffer(_GATES, gates, persistent=False)

@@ -1,6 +1,6 @@
 """Importance of units by what the layers that read them lose: `obs` with, and `kcm` without their other inputs.
 
-Both need calibration data alone: no labels, no gradients.
+Both need calibration data alone: no labels, and gradients only to tell padding from what counts.
 """
 
 from __future__ import annotations

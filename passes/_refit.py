@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from edgecompile.axes import Coupling
 from edgecompile.axes.dims import Index, kept
 from edgecompile.data import Dataset
-from edgecompile.passes._relevant import Relevant, relevant
+from edgecompile.passes._relevant import Relevant
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, aten, layer, set_weight, weight, weight_readers
 
@@ -55,15 +55,14 @@ def refit(
     keep: Mapping[str, Sequence[int]],
     data: Dataset,
     seed: int,
-    counts: Relevant | None = None,
+    counts: Relevant,
 ) -> Refitted:
     """Change the weights of the smaller program, which takes any batch, in place.
 
-    `counts` says which positions count, where that is known. Left as they are: layers whose weight others read too,
+    `counts` says which positions count (`relevant`). Left as they are: layers whose weight others read too,
     grouped convolutions, and those that are too large.
     """
     inputs = _samples(program, data)
-    counts = relevant(program, data.take(len(inputs[0]))) if counts is None else counts
     chosen = coupling.chosen(keep)
     readers = weight_readers(smaller)
     generator = torch.Generator().manual_seed(seed)
@@ -160,14 +159,14 @@ def _solve(
     if bias is not None:
         old = torch.cat([old, bias.double()[:, None]], 1)
     x = env[argument(node, "input")]
-    halves = [_Sums(), _Sums()]
+    halves = [Sums(), Sums()]
     for number, start in enumerate(range(0, len(x), _CHUNK)):
         samples = slice(start, min(len(x), start + _CHUNK))
         both = [rows_of(node, x[samples], value.shape), _outputs(node, output[samples], index)]
         rows, wanted = drawn(*of_those(both, counts, samples), generator=generator)
         rows = F.pad(rows.double(), (0, 1), value=1.0) if bias is not None else rows.double()
         halves[number % 2].add(rows, wanted.double())
-    new = _ridge(halves, old)
+    new = ridge(halves, old)
     if bias is not None:
         env[bias_node] = new[:, -1].to(bias.dtype)
         set_weight(program, bias_node, env[bias_node])
@@ -177,7 +176,7 @@ def _solve(
 
 
 @dataclass
-class _Sums:
+class Sums:
     """The sums that least squares needs, over some rows: x x' [inputs, inputs], y x' [outputs, inputs], y y'."""
 
     count: int = 0
@@ -204,10 +203,10 @@ class _Sums:
         return found
 
 
-def _ridge(halves: Sequence[_Sums], old: Tensor) -> Tensor:
+def ridge(halves: Sequence[Sums], old: Tensor) -> Tensor:
     """The weights by all rows, damped as serves one half of the samples best when they are solved from the other."""
     one, two = halves
-    whole = _Sums(one.count + two.count, one.gram + two.gram, one.cross + two.cross, one.power + two.power)
+    whole = Sums(one.count + two.count, one.gram + two.gram, one.cross + two.cross, one.power + two.power)
     large = len(old[0]) > _LARGE and whole.count >= _PLENTY * len(old[0])
     if min(one.count, two.count) < 1 or large:
         return whole.solved(old, _DAMPS[0])

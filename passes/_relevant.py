@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ Relevant = Mapping[fx.Node, Tensor]
 """For each linear layer whether an output depends on what it gives there, [samples, positions]."""
 
 
-def relevant(program: Program, data: Dataset) -> dict[fx.Node, Tensor]:
+def relevant(program: Program, data: Dataset, note: Callable[[str], None] | None = None) -> dict[fx.Node, Tensor]:
     """Where the gradient of the outputs is not zero, for linear layers over sequences of programs that mask some.
 
     Empty where nothing is masked: then all positions count. A last layer of which a classifier reads one token has
-    that token alone.
+    that token alone. Empty too, with a note, where an operator has no derivative.
     """
     calls = program.graph.graph.find_nodes(op="call_function", target=_ATTENTION)
     if all(argument(n, "attn_mask") is None and not argument(n, "is_causal") for n in calls):
@@ -37,7 +37,10 @@ def relevant(program: Program, data: Dataset) -> dict[fx.Node, Tensor]:
                 inputs = [t[start : start + _CHUNK] for t in batch.inputs]
                 for node, moved in _gradients(program, watched, inputs, generator).items():
                     parts[node].append(moved.ne(0).any(-1).flatten(1))
-    except (RuntimeError, NotImplementedError):  # an operator without a derivative: nobody knows
+    except RuntimeError as error:
+        if note is not None:
+            reason = str(error).strip().splitlines()[0][:120]
+            note(f"padding counts in least squares as the rest does: no gradient says which positions matter: {reason}")
         return {}
     found = {node: torch.cat(each) for node, each in parts.items()}
     return {node: where for node, where in found.items() if bool(where.any())}

@@ -14,6 +14,7 @@ from edgecompile.data import Dataset
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _refit
+from edgecompile.passes._relevant import relevant
 from edgecompile.program import Program
 
 
@@ -29,17 +30,14 @@ class Shrinking(Pass):
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.macs is not None and self.latency is not None:
-            raise SpecError("give macs or latency, not both")
-        if not 0 < self.share < 1:
-            raise SpecError(f"{self.share:g}: the share that is left lies between 0 and 1")
+        one_share(macs=self.macs, latency=self.latency)
         if self.samples < 1:
             raise SpecError("samples must be 1 or more")
 
     @property
     def share(self) -> float:
         """The share that is left at most."""
-        return self.latency if self.latency is not None else 0.5 if self.macs is None else self.macs
+        return one_share(macs=self.macs, latency=self.latency)
 
     @property
     def times(self) -> bool:
@@ -69,12 +67,24 @@ class Shrinking(Pass):
     ) -> None:
         """Refit the smaller program, and say what was left as it is."""
         self.any_batch(program, "refit (refit=False leaves it out)")
-        found = _refit.refit(program, smaller, copies, coupling, keep, data, ctx.seed)
+        counts = relevant(program, data, ctx.note)
+        found = _refit.refit(program, smaller, copies, coupling, keep, data, ctx.seed, counts)
         ctx.count("refitted", found.solved)
         ctx.stats["refit_samples"] = found.samples
         if found.left:
             more = f" and {len(found.left) - 3} more" if len(found.left) > 3 else ""
             ctx.note(f"not refitted (grouped, tied or large): {', '.join(found.left[:3])}{more}")
+
+
+def one_share(**given: float | None) -> float:
+    """The share that is left by whichever option was given, a half by none; raises `SpecError` for several."""
+    found = [value for value in given.values() if value is not None]
+    if len(found) > 1:
+        raise SpecError(f"give {' or '.join(given)}, not both")
+    share = found[0] if found else 0.5
+    if not 0 < share < 1:
+        raise SpecError(f"{share:g}: the share that is left lies between 0 and 1")
+    return share
 
 
 def step_of(group: Group, block: int) -> int:

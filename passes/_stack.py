@@ -83,14 +83,9 @@ def stacks(program: Program, coupling: Coupling) -> list[list[Layer]]:
     return found
 
 
-def weights_of(layer: Layer) -> list[tuple[fx.Node, str, fx.Node]]:
-    """Every weight that a layer reads: who reads it, as which argument's place, and the node that gives it."""
-    found = []
-    for node in layer.nodes:
-        for place, value in enumerate(node.args):
-            if isinstance(value, fx.Node) and value.op == "get_attr":
-                found.append((node, str(place), value))
-    return found
+def weights_of(layer: Layer) -> list[tuple[fx.Node, fx.Node]]:
+    """Every weight that a layer reads: who reads it, and the node that gives it."""
+    return [(node, value) for node in layer.nodes for value in node.all_input_nodes if value.op == "get_attr"]
 
 
 def _repeated(forms: Sequence[Any], works: Sequence[bool], start: int) -> tuple[int, int]:

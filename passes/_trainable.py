@@ -68,6 +68,7 @@ def placed(module: nn.Module, device: str, filters: torch.memory_format = torch.
     return module
 
 
-def tensor(tensor: Tensor, device: str) -> Tensor:
-    tensor = tensor.to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+def laid_out(value: Tensor, device: str) -> Tensor:
+    """A tensor on a device, pictures channels last."""
+    value = value.to(device)
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

@@ -21,7 +21,7 @@ from edgecompile.passes._schedule import schedule, seeded
 from edgecompile.passes._setting import Setting
 from edgecompile.passes._taps import tapped
 from edgecompile.passes._terms import Terms
-from edgecompile.passes._trainable import gradients, placed, running, tensor, trainable
+from edgecompile.passes._trainable import gradients, laid_out, placed, running, trainable
 from edgecompile.program import Program
 
 Tell = Callable[[str, int, int], None]
@@ -179,7 +179,7 @@ class Training:
         inputs, targets = self.samples.at(index)
         if setting.augment is not None:
             inputs = augmented(setting.augment, inputs, seeded(setting.seed, 2, step))
-        inputs = [tensor(t, setting.device) for t in inputs]
+        inputs = [laid_out(t, setting.device) for t in inputs]
         targets = None if targets is None else targets.to(setting.device)
         each = size // (setting.ranks * setting.accumulate)
         cuts = [slice(i, i + each) for i in range(0, each * setting.ranks * setting.accumulate, each)]
@@ -191,7 +191,7 @@ class Training:
 
     def _teach(self, inputs: Sequence[Tensor]) -> Any:
         with torch.no_grad():
-            return self._seen(self.teacher, [tensor(t, self.setting.device) for t in inputs])
+            return self._seen(self.teacher, [laid_out(t, self.setting.device) for t in inputs])
 
     def _taught(self, inputs: Sequence[Tensor], index: Tensor) -> Any:
         """What the teacher says to these samples."""
@@ -245,7 +245,7 @@ class Training:
         sums, count = [0.0] * len(self.terms.given), 0
         with torch.no_grad():
             for number, (inputs, targets) in enumerate(self.held.batches(self.setting.part)):
-                given = [tensor(t, self.setting.device) for t in inputs]
+                given = [laid_out(t, self.setting.device) for t in inputs]
                 told = None if targets is None else targets.to(self.setting.device)
                 taught = self.known[number] if number < len(self.known) else self.teacher(*given)
                 if number == len(self.known) and not self.terms.teacher_nodes and _small(taught[0], self.held):

@@ -136,7 +136,7 @@ class Distill(Pass):
         if not self.heads or ctx.train is None:
             self.trained(program, ctx)
             return program
-        found = ways(program, self.heads)
+        found = ways("distill: heads", program, self.heads)
         settle_heads(found, (ctx.calib or ctx.train).take(FITTED_ON))
         self.trained(found.program, ctx)
         return found.ending(-1)
@@ -179,13 +179,15 @@ class Distill(Pass):
     ) -> tuple[Training, list[Inserted]]:
         """Everything in its place for the first step; the program has its batch norms."""
         if ctx.train is None:
-            raise PassError("distill: needs training data: give --train with images, an .npz or module:function")
+            raise PassError(f"{self.name}: needs training data: give --train with images, an .npz or module:function")
         samples = gather(ctx.train, folder)
         cut = len(samples) - min(_MOST_HELD, max(1, int(len(samples) * _HELD)))
         size = (program.batch or min(self.batch, cut) // self._share) * self._share
         if cut < max(size, 2) or size < 1 or (program.batch is not None and len(samples) - cut < size):
             fixed = f", and the program takes batches of {size} only" if program.batch is not None else ""
-            raise PassError(f"distill: {ctx.train.name} has {len(samples)} samples, of which some are held out{fixed}")
+            raise PassError(
+                f"{self.name}: {ctx.train.name} has {len(samples)} samples, of which some are held out{fixed}"
+            )
         learned, held = samples.part(0, cut), samples.part(cut, len(samples))
         each = size // self._share
         batches = [learned.part(i, i + each).inputs for i in range(0, min(cut, 4 * size) - each + 1, each)]
@@ -214,8 +216,9 @@ class Distill(Pass):
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
         own = self.own_terms(program, ctx, labelled)
-        count = len(program.output_names) // len(ctx.teacher.output_names)
-        return own if count == 1 else Each.made("distill: heads", own, (1.0, *[_HEAD] * (count - 1)))
+        outputs = len(ctx.teacher.output_names)
+        count = len(program.output_names) // outputs
+        return own if count == 1 else Each.made("distill: heads", own, outputs, (1.0, *[_HEAD] * (count - 1)))
 
     def own_terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
         """The losses by their text, or those that suit the outputs."""
@@ -233,7 +236,7 @@ class Distill(Pass):
 
     def _fitting(self, program: Program, ctx: Context) -> int:
         """How many steps the time allows, looks at the held-out samples included."""
-        program = ways(program, self.heads).program if self.heads else program
+        program = ways("distill: heads", program, self.heads).program if self.heads else program
         with TemporaryDirectory(prefix="edgecompile-distill-") as text:
             training, _ = self._ready(program, replace(ctx, stats={}, notes=[]), Path(text))
             each = _seconds(lambda: training.try_out(_TRIED)) / _TRIED

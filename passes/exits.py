@@ -9,6 +9,7 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
 from edgecompile.passes._each import Each
 from edgecompile.passes._exits import Ways, settle_heads, ways
+from edgecompile.passes._shrinking import one_share
 from edgecompile.passes._terms import Terms
 from edgecompile.passes.distill import FITTED_ON, Distill
 from edgecompile.program import Program
@@ -42,10 +43,7 @@ class Exits(Distill):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.macs is not None and self.latency is not None:
-            raise SpecError("give macs or latency, not both")
-        if not 0 < self._left <= 1:
-            raise SpecError(f"{self._left:g}: the share that is left lies between 0 and 1")
+        one_share(macs=self.macs, latency=self.latency)
         if self.count < 1 or self.heads:
             raise SpecError("count is 1 or more, and exits are heads themselves")
         if self.workers * self.machines > 1:
@@ -58,7 +56,7 @@ class Exits(Distill):
 
     @property
     def _left(self) -> float:
-        return self.latency if self.latency is not None else 0.5 if self.macs is None else self.macs
+        return one_share(macs=self.macs, latency=self.latency)
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The program up to its best exit; see the class."""
@@ -66,9 +64,7 @@ class Exits(Distill):
             return self.settled(program, ctx).run(program, ctx)
         if ctx.train is None:
             raise PassError("exits: needs training data: give --train with images, an .npz or module:function")
-        if program.batch is not None:
-            raise PassError(f"exits: needs a dynamic batch, and the program's is fixed at {program.batch}")
-        found = ways(program, self.count)
+        found = ways(self.name, program, self.count)
         shares = self._shares(found, program, ctx)
         if min(shares) > self._left:
             raise PassError(f"exits: {self._left:g} is out of reach: the first exit leaves {min(shares):.3g}")
@@ -91,9 +87,10 @@ class Exits(Distill):
         return [*(ctx.share(found.ending(i), program) for i in range(len(found.exits))), 1.0]
 
     def _fitting(self, program: Program, ctx: Context) -> int:
-        return super()._fitting(ways(program, self.count).program, ctx)
+        return super()._fitting(ways(self.name, program, self.count).program, ctx)
 
     def _terms(self, program: Program, ctx: Context, labelled: bool) -> Terms:
         own = self.own_terms(program, ctx, labelled)
-        count = len(program.output_names) // len(ctx.teacher.output_names)
-        return Each.made("exits", own, (1.0, *((i + 1) / count for i in range(count - 1))))
+        outputs = len(ctx.teacher.output_names)
+        count = len(program.output_names) // outputs
+        return Each.made("exits", own, outputs, (1.0, *((i + 1) / count for i in range(count - 1))))

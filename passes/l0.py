@@ -12,6 +12,7 @@ from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
 from edgecompile.passes._gated_training import GatedTraining
 from edgecompile.passes._gates import Gates, open_probability, settled
+from edgecompile.passes._shrinking import one_share
 from edgecompile.passes.distill import Distill
 from edgecompile.program import Program
 
@@ -44,10 +45,7 @@ class L0(Distill):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.macs is not None and self.params is not None:
-            raise SpecError("give macs or params, not both")
-        if not 0 < self._left < 1:
-            raise SpecError(f"{self._left:g}: the share that is left lies between 0 and 1")
+        one_share(macs=self.macs, params=self.params)
         if self.gate_rate <= 0 or not 0 < self.ramp <= 1 or self.block < 1:
             raise SpecError("gate_rate is above 0, ramp between 0 and 1, block 1 or more")
         if self.workers * self.machines > 1 or self.heads:
@@ -55,7 +53,7 @@ class L0(Distill):
 
     @property
     def _left(self) -> float:
-        return self.params if self.params is not None else 0.5 if self.macs is None else self.macs
+        return one_share(macs=self.macs, params=self.params)
 
     def run(self, program: Program, ctx: Context) -> Program:
         """The smaller program; see the class."""
@@ -70,6 +68,9 @@ class L0(Distill):
         reached = gates.size({n: len(units) for n, units in least.items()}, counts) / whole
         if reached > self._left:
             raise PassError(f"l0: {self._left:g} is out of reach: a block of every group leaves {reached:.3g}")
+        if without := [g.name for g in gates.coupling.groups if g not in gates.groups]:
+            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+            ctx.note(f"no gates, as a norm or an unknown layer reads them: {', '.join(without[:3])}{more}")
         made: list[GatedTraining] = []
 
         def make(*given: Any) -> GatedTraining:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -67,6 +67,8 @@ class MergeLayers(Shrinking):
         self.any_batch(program, "comparing outputs")
         if not stacks(program, couple(program)):
             raise PassError("merge_layers: no layers of this program repeat: use drop_layers or prune")
+        if not any(n.meta["val"].is_floating_point() for n in program.outputs()):
+            raise PassError("merge_layers: no output is a float, so that none has a cosine: use drop_layers")
         data = ctx.calib.take(self.samples)
         with torch.no_grad():
             wanted = [program(*b.inputs) for b in data]
@@ -110,13 +112,13 @@ def merged(program: Program, run: Sequence[Layer], rule: Literal["sum", "last"])
     made, copies = copied(program)
     columns = list(zip(*(weights_of(layer) for layer in run), strict=True))
     for column in columns:
-        node, _, first = column[0]
+        node, first = column[0]
         if node.target in _PRODUCTS:
-            values = [_value(program, read) for _, _, read in column]
+            values = [_value(program, read) for _, read in column]
             set_weight(made, copies[first], _taken(values, rule))
     copies[run[-1].leaves].replace_all_uses_with(copies[run[0].leaves])
     made.graph.graph.eliminate_dead_code(acts)
-    return replace(made).refreshed()
+    return made.refreshed()
 
 
 def _returned(program: Program, run: Sequence[Layer]) -> bool:

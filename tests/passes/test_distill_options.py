@@ -20,7 +20,6 @@ from edgecompile.passes._layerdrop import gated
 from edgecompile.passes._own_network import own_network
 from edgecompile.passes._relevant import relevant
 from edgecompile.passes._samples import gather
-from edgecompile.passes._schedule import seeded
 from edgecompile.passes._setting import Setting
 from edgecompile.passes._taps import tapped
 from edgecompile.passes._terms import Terms
@@ -74,8 +73,17 @@ def test_gates_leave_branches_out_and_are_open_as_often_as_asked(teacher: Progra
             gates.fill_(1)[i] = 0
             wanted = tapped(dropped(teacher, [branch])[0], [], training=True)(x)[0][0]
             torch.testing.assert_close(learner(x)[0][0], wanted)
-    drawn = torch.stack([torch.rand(6, generator=seeded(0, 3, step)) >= 0.2 for step in range(3000)]).double().mean(0)
-    assert float((drawn - 0.8).abs().max()) < 4 * (0.2 * 0.8 / 3000) ** 0.5
+    samples = gather(pictures(), Path("."))
+    setting = Setting(steps=1, batch=16, rate=1e-3, seed=0, layerdrop=0.2)
+    terms = Terms.of(teacher, teacher, "outputs", False)
+    training = _training.Training(teacher.clone(), [teacher], terms, samples, samples.part(0, 16), setting)
+    assert training.gates is not None
+    drawn = []
+    for step in range(3000):
+        training._prepare(step)
+        drawn.append(training.gates.clone())
+    kept = torch.stack(drawn).double().mean(0)
+    assert float((kept - 0.8).abs().max()) < 4 * (0.2 * 0.8 / 3000) ** 0.5
     assert not any("layerdrop" in str(n.target) for n in teacher.graph.graph.nodes)
 
 
@@ -124,6 +132,12 @@ def test_several_teachers_answer_as_one(teacher: Program, tmp_path: Path) -> Non
         Distill(steps=1, batch=16, teachers=f"{file}:wide").run(pruned(teacher), context(teacher))
     with pytest.raises(SpecError, match="teachers=other: expected module:function"):
         Distill(teachers="other")
+
+
+def test_layers_are_left_out_only_where_there_are_branches() -> None:
+    plain = Program.capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval(), (pictures(2).inputs[0],))
+    with pytest.raises(PassError, match="layerdrop: this program has no residual branch"):
+        Distill(steps=1, batch=16, layerdrop=0.2).run(plain, context(plain))
 
 
 def test_layers_that_repeat_share_a_gate() -> None:

@@ -124,7 +124,7 @@ def test_open_gates_change_little() -> None:
 def test_what_has_no_gates_is_refused(made: Program, data: Arrays) -> None:
     with pytest.raises(PassError, match=r"l0: 0.001 is out of reach: a block of every group leaves"):
         L0(macs=0.001).run(made.clone(), Context(made, train=data))
-    with pytest.raises(PassError, match="distill: needs training data"):
+    with pytest.raises(PassError, match="l0: needs training data"):
         L0().run(made.clone(), Context(made))
     plain = Program.capture(nn.Linear(4, 3).eval(), (torch.randn(2, 4),))
     with pytest.raises(PassError, match="no group of which a closed gate"):

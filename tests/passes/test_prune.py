@@ -129,7 +129,9 @@ def test_one_layer_is_solved_as_least_squares_solves_it(program: Program) -> Non
     coupling = couple(program)
     keep = {"one.weight:0": list(range(0, 24, 2))}
     smaller, copies = cut(program, keep, coupling)
-    assert _refit.refit(program, smaller, copies, coupling, keep, data(256), 0) == _refit.Refitted(5, ("deep",), 256)
+    assert _refit.refit(program, smaller, copies, coupling, keep, data(256), 0, {}) == _refit.Refitted(
+        5, ("deep",), 256
+    )
     hidden: list[Tensor] = []
     (x,) = data(256).inputs
     module = torch.fx.Interpreter(program.graph)
@@ -175,7 +177,7 @@ def test_what_is_not_refitted_is_told(program: Program) -> None:
 def test_nothing_removed_and_everything_refitted_is_the_same_network(program: Program) -> None:
     coupling = couple(program)
     smaller, copies = cut(program, {}, coupling)
-    _refit.refit(program, smaller, copies, coupling, {}, data(256), 0)
+    _refit.refit(program, smaller, copies, coupling, {}, data(256), 0, {})
     assert error(smaller.retraced(), program) < 1e-8
 
 
@@ -297,7 +299,7 @@ def test_layers_are_solved_as_least_squares_says_and_hold_on_where_samples_are_f
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(3, 12, generator=generator, dtype=torch.float64)
     old = truth + 0.1 * torch.randn(3, 12, generator=generator, dtype=torch.float64)
-    halves = [_refit._Sums(), _refit._Sums()]
+    halves = [_refit.Sums(), _refit.Sums()]
     rows, wanted = [], []
     for half in halves:
         x = torch.randn(8 if few else 400, 12, generator=generator, dtype=torch.float64)
@@ -306,7 +308,7 @@ def test_layers_are_solved_as_least_squares_says_and_hold_on_where_samples_are_f
         rows.append(x)
         wanted.append(y)
         assert half.error(old) == pytest.approx(float((x @ old.T - y).pow(2).sum()), rel=1e-9)
-    found = _refit._ridge(halves, old)
+    found = _refit.ridge(halves, old)
     best = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
     if few:
         assert float((found - truth).norm()) < float((best - truth).norm())
