@@ -185,9 +185,14 @@ def checked(value: Any, hint: Any, where: str) -> Any:
 
 def _mismatch(where: str, hint: Any, value: Any) -> SpecError:
     name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else None
-    return SpecError(f"{where}: expected {name or str(hint).replace('typing.', '')}, got {value!r}")
+    shown = " ".join(repr(value).split())
+    if len(shown) > _SHOWN:
+        shown = f"{type(value).__name__} {shown[:_SHOWN]}..."
+    return SpecError(f"{where}: expected {name or str(hint).replace('typing.', '')}, got {shown}")
 
 
+_SHOWN = 120
+"""Letters of a value that an error quotes."""
 _DURATION_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
 _SIZE_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

@@ -29,6 +29,8 @@ _TRIED_ON = 64
 """Calibration samples on which programs are refitted that may not be taken."""
 _TRIED_WORK, _LEAST_TRIED = 3e9, 4
 """Plans times multiplications of a sample that are refitted to be compared, and the fewest plans."""
+_ROUGH = 12
+"""Programs of which fewer plans than this are worth refitting are compared with less data, and one damping."""
 _JUDGED_ON, _LEAST = 128, 16
 """Samples on which outputs are compared; fewer of large programs, down to the least."""
 _WEIGHED_WORK, _LEAST_WEIGHED = 4e11, 4
@@ -145,7 +147,13 @@ class Candidates:
 
     def lost(self, choice: Choice) -> float:
         """How far the outputs of a choice are, refitted on some of the data, and in its precision."""
-        return self.made(choice, 0.0, self.data.take(_TRIED_ON)).lost + self.precision.lost[choice[-1]]
+        samples, quick = (self.judge.samples, True) if self.large else (_TRIED_ON, False)
+        return self.made(choice, 0.0, self.data.take(samples), quick).lost + self.precision.lost[choice[-1]]
+
+    @property
+    def large(self) -> bool:
+        """Whether comparing plans takes so long that it is done roughly."""
+        return _ROUGH * macs(self.coupling) > _TRIED_WORK
 
     def trying(self, tries: int) -> int:
         """How many plans are worth refitting to be compared: fewer for large programs."""
@@ -169,14 +177,14 @@ class Candidates:
             program = short.run(program, ctx).refreshed()
         return self.judge.lost(program) + self.precision.lost[choice[-1]]
 
-    def made(self, choice: Choice, share: float, data: Dataset | None = None) -> Made:
+    def made(self, choice: Choice, share: float, data: Dataset | None = None, quick: bool = False) -> Made:
         """The program of a choice, refitted, and how far its outputs are from those of the whole."""
         data = data or self.data
         gone = self._gone(choice)
         program, counts = self.source, self.counts
         if gone:
             smaller, copies = dropped(program, gone)
-            _refit.refit(program, smaller, copies, self.coupling, {}, data, self.ctx.seed, counts)
+            _refit.refit(program, smaller, copies, self.coupling, {}, data, self.ctx.seed, counts, quick)
             counts = {copies[node]: found for node, found in counts.items() if node in copies}
             program = smaller.refreshed()
         keep = self._keep(choice)
@@ -184,7 +192,7 @@ class Candidates:
             coupling = couple(program) if gone else self.coupling
             keep = _found_again(self.coupling, coupling, keep) if gone else keep
             smaller, copies = cut(program, keep, coupling)
-            _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed, counts)
+            _refit.refit(program, smaller, copies, coupling, keep, data, self.ctx.seed, counts, quick)
             program = smaller.refreshed()
         return Made(choice, program, share, self.judge.lost(program))
 

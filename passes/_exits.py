@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgecompile.axes import Coupling, Work, couple
 from edgecompile.data import Dataset
 from edgecompile.errors import PassError
-from edgecompile.passes._refit import Sums, ridge
+from edgecompile.passes._least_squares import Sums, ridge
 from edgecompile.passes._stack import between, narrow
 from edgecompile.passes._taps import tapped
 from edgecompile.program import Program

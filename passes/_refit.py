@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
@@ -21,15 +20,12 @@ from torch.nn import functional as F
 from edgecompile.axes import Coupling
 from edgecompile.axes.dims import Index, kept
 from edgecompile.data import Dataset
+from edgecompile.passes._least_squares import DAMPS, QUICK, Rows, Sums, ridge
 from edgecompile.passes._relevant import Relevant
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, aten, layer, set_weight, weight, weight_readers
 
 _LAYERS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default)
-_DAMPS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Of the mean of the diagonal: the least keeps the system from being singular, more is for few samples."""
-_LARGE, _PLENTY = 2000, 8
-"""Inputs from which trying these takes long, and rows for each of them from which the least damping serves there."""
 _CHUNK, _POSITIONS = 8, 2048
 """Samples at a time, and how many of their positions are looked at, drawn evenly."""
 _LARGEST = 5000
@@ -56,12 +52,14 @@ def refit(
     data: Dataset,
     seed: int,
     counts: Relevant,
+    quick: bool = False,
 ) -> Refitted:
     """Change the weights of the smaller program, which takes any batch, in place.
 
     `counts` says which positions count (`relevant`). Left as they are: layers whose weight others read too,
-    grouped convolutions, and those that are too large.
+    grouped convolutions, and those that are too large. `quick` tries one damping, where programs are compared.
     """
+    damps = QUICK if quick else DAMPS
     inputs = _samples(program, data)
     chosen = coupling.chosen(keep)
     readers = weight_readers(smaller)
@@ -81,7 +79,7 @@ def refit(
                 second.run_one(other)
             if fits(smaller, other, readers):
                 index = kept(coupling.weights[str(argument(node, "weight").target)][0], chosen)
-                _solve(smaller, other, second.env, first.env[node], index, generator, counts.get(node))
+                _solve(smaller, other, second.env, first.env[node], index, generator, counts.get(node), damps)
                 solved += 1
             elif other.target in _LAYERS:
                 left.append(layer(node))
@@ -149,6 +147,7 @@ def _solve(
     index: Index,
     generator: torch.Generator,
     counts: Tensor | None,
+    damps: Sequence[float],
 ) -> None:
     """New weights (and bias) for a layer from its inputs now and its outputs of before."""
     read, bias_node = argument(node, "weight"), argument(node, "bias")
@@ -159,59 +158,22 @@ def _solve(
     if bias is not None:
         old = torch.cat([old, bias.double()[:, None]], 1)
     x = env[argument(node, "input")]
-    halves = [Sums(), Sums()]
+    halves: list[Sums | Rows] = []
+    chunks = -(-len(x) // _CHUNK)
     for number, start in enumerate(range(0, len(x), _CHUNK)):
         samples = slice(start, min(len(x), start + _CHUNK))
         both = [rows_of(node, x[samples], value.shape), _outputs(node, output[samples], index)]
         rows, wanted = drawn(*of_those(both, counts, samples), generator=generator)
-        rows = F.pad(rows.double(), (0, 1), value=1.0) if bias is not None else rows.double()
-        halves[number % 2].add(rows, wanted.double())
-    new = ridge(halves, old)
+        if not halves:
+            halves = [Rows(), Rows()] if len(rows) * chunks < old.shape[1] else [Sums(), Sums()]
+        halves[number % 2].add(F.pad(rows, (0, 1), value=1.0) if bias is not None else rows, wanted)
+    new = ridge(halves, old, damps)
     if bias is not None:
         env[bias_node] = new[:, -1].to(bias.dtype)
         set_weight(program, bias_node, env[bias_node])
         new = new[:, :-1]
     env[read] = new.reshape(value.shape).to(value.dtype)  # it was read before
     set_weight(program, read, env[read])
-
-
-@dataclass
-class Sums:
-    """The sums that least squares needs, over some rows: x x' [inputs, inputs], y x' [outputs, inputs], y y'."""
-
-    count: int = 0
-    gram: Any = 0.0
-    cross: Any = 0.0
-    power: float = 0.0
-
-    def add(self, rows: Tensor, wanted: Tensor) -> None:
-        """More rows."""
-        self.count += len(rows)
-        self.gram = self.gram + rows.T @ rows
-        self.cross = self.cross + wanted.T @ rows
-        self.power += float(wanted.pow(2).sum())
-
-    def error(self, weights: Tensor) -> float:
-        """The squared error of weights over these rows."""
-        return float((weights @ self.gram * weights).sum() - 2 * (weights * self.cross).sum()) + self.power
-
-    def solved(self, old: Tensor, damp: float) -> Tensor:
-        """The weights with the least error that stay by the old ones, as strongly as the damping says."""
-        strength = damp * float(self.gram.diagonal().mean()) + 1e-12
-        inner = self.gram + strength * torch.eye(len(self.gram), dtype=self.gram.dtype)
-        found: Tensor = torch.linalg.solve(inner, (self.cross + strength * old).T).T
-        return found
-
-
-def ridge(halves: Sequence[Sums], old: Tensor) -> Tensor:
-    """The weights by all rows, damped as serves one half of the samples best when they are solved from the other."""
-    one, two = halves
-    whole = Sums(one.count + two.count, one.gram + two.gram, one.cross + two.cross, one.power + two.power)
-    large = len(old[0]) > _LARGE and whole.count >= _PLENTY * len(old[0])
-    if min(one.count, two.count) < 1 or large:
-        return whole.solved(old, _DAMPS[0])
-    errors = [two.error(one.solved(old, damp)) for damp in _DAMPS]
-    return old if two.error(old) <= min(errors) else whole.solved(old, _DAMPS[int(np.argmin(errors))])
 
 
 def of_those(rows: Sequence[Tensor], counts: Tensor | None, samples: slice) -> Sequence[Tensor]:

@@ -27,6 +27,8 @@ _DEPTH = (1.0, 0.2, 25.0)
 What is lost is measured before anything is refitted, which mends widths more than depth, and training more yet.
 """
 _SETTLING, _CORRECTIONS, _CONTESTS, _KINDS = 6, 4, 3, 3
+_BUILT_LARGE = 6
+"""Choices by chance that are built and timed of large programs."""
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
 
@@ -121,12 +123,11 @@ class Fit(Pass):
         """Random choices are timed, as floats and behind quantization where that follows; a search begins with them."""
         rng = np.random.default_rng(ctx.seed)
         whole: Choice = (0,) * len(candidates.items)
-        chosen = [whole, *(candidates.random(rng) for _ in range(self.built))]
+        built = min(self.built, _BUILT_LARGE) if candidates.large else self.built
+        chosen = [whole, *(candidates.random(rng) for _ in range(built))]
         search = _Search(candidates, ctx, budget, self.heal, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
         timed = [
-            (c, p)
-            for p in range(len(candidates.precisions))
-            for c in (chosen if not p else chosen[: 1 + self.built // 2])
+            (c, p) for p in range(len(candidates.precisions)) for c in (chosen if not p else chosen[: 1 + built // 2])
         ]
         for done, (choice, precision) in enumerate(timed):
             ctx.tell("timing choices", done, len(timed))

@@ -223,6 +223,19 @@ def test_settle_doubles_until_there_is_an_answer_and_keeps_every_sample() -> Non
     assert looks == [20]
 
 
+def test_long_calls_have_fewer_rounds_and_none_that_are_not_timed() -> None:
+    lab = Laboratory()
+    calls = {"long": lab.call("long", lambda: 2e8), "short": lab.call("short", lambda: 1e6)}
+    samples, _ = settle(calls, lambda _: "pass", rounds=16, least=1, enough_s=1.0, clock=lab.clock)
+    assert len(samples["long"].rounds) == 8
+    assert lab.log.count("long") == 3 + 8  # to see how long it takes, then one a round
+    assert lab.log.count("short") == 22 + 8 * 21
+    samples, _ = settle(calls, lambda _: "pass", rounds=16, least=1, enough_s=2.2, clock=lab.clock)
+    assert len(samples["long"].rounds) == 10
+    samples, _ = settle(calls, lambda _: "pass", rounds=16, least=1, clock=lab.clock)
+    assert len(samples["long"].rounds) == 16
+
+
 # --- statistics on synthetic samples: 1 % noise on each sample, rounds that drift for both, outliers
 
 

@@ -79,6 +79,13 @@ def test_pipeline_errors(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_an_error_quotes_the_beginning_of_a_long_value_in_one_line() -> None:
+    with pytest.raises(SpecError) as caught:
+        make(Options, {"ratio": "a line\n" * 1000}, "prune")
+    assert str(caught.value).startswith("prune.ratio: expected float, got str 'a line")
+    assert len(str(caught.value)) < 200
+
+
 def test_nothing_is_run() -> None:
     """Calls inside options are refused, not evaluated."""
     with pytest.raises(SpecError):

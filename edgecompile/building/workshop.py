@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 _EMITTED = 6
 """Raised with every change of what targets leave in a folder: cached ones of before are not used."""
+_ROUGHLY = 1.0
+"""Seconds that choices are timed, unless eight rounds take longer."""
 _WORTH = 0.9
 """A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""
 
@@ -286,6 +289,7 @@ class Workshop:
             cap=128 if patient else 16,
             seed=self.seed,
             least=1,
+            enough_s=_ROUGHLY if not patient else math.inf,
             progress=lambda done, total: self.tell("measuring", done, total),
         )
         return samples

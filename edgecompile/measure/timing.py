@@ -23,6 +23,8 @@ Progress = Callable[[int, int], None]
 Answer = TypeVar("Answer", bound=str)
 
 _MOST_PER_SLOT = 1000
+_FEWEST = 8
+"""Rounds that are measured whatever they take."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class _Plan:
     calls: Mapping[str, Call]
     inner: int
     per_slot: Mapping[str, int]
+    long: frozenset[str]
+    round_s: float
     seed: int
     clock: Clock
 
@@ -64,9 +68,10 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time the callables in `rounds` rounds of one slot each; samples by name.
 
-    A slot lasts about `slot_s` and holds at least `least` samples. A sample lasts at least about `sample_s`:
-    shorter calls are repeated inside it, equally often for all callables. `sample_s=0` times single calls, as
-    quantiles need. `clock` gives nanoseconds. `progress(done, total)` is called between rounds.
+    A slot lasts about `slot_s` and holds at least `least` samples, after an untimed call unless one fills the slot. A
+    sample lasts at least about `sample_s`: shorter calls are repeated inside it, equally often for all callables.
+    `sample_s=0` times single calls, as quantiles need. `clock` gives nanoseconds. `progress(done, total)` is called
+    between rounds.
     """
     plan = _planned(calls, slot_s, seed, sample_s, least, clock)
     return _timed(plan, range(rounds), rounds, progress)
@@ -83,14 +88,16 @@ def settle(
     *,
     sample_s: float = 50e-6,
     least: int = 3,
+    enough_s: float = math.inf,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[dict[str, Samples], Answer]:
     """As `interleave`, doubling the rounds until `ask(samples)` is not "inconclusive", up to `cap` rounds.
 
-    Each look is one more chance of a false answer: with the default cap there are four, at 99 % each.
+    Each look is one more chance of a false answer: with the default cap there are four, at 99 % each. Of calls that
+    take so long that the first rounds would last over `enough_s`, there are fewer, but eight.
     """
     plan = _planned(calls, slot_s, seed, sample_s, least, clock)
-    rounds = min(rounds, cap)
+    rounds = min(rounds, cap, max(_FEWEST, math.ceil(enough_s / plan.round_s) if math.isfinite(enough_s) else rounds))
     samples = _timed(plan, range(rounds), rounds, progress)
     answer = ask(samples)
     while answer == "inconclusive" and rounds < cap:
@@ -119,11 +126,13 @@ def _planned(calls: Mapping[str, Call], slot_s: float, seed: int, sample_s: floa
     per_slot = {
         name: max(least, min(_MOST_PER_SLOT, round(slot_s / (inner * taken)))) for name, taken in seconds.items()
     }
-    return _Plan(calls, inner, per_slot, seed, clock)
+    long = frozenset(name for name, taken in seconds.items() if taken > slot_s)
+    counts = {name: per_slot[name] * inner + (name not in long) for name in calls}
+    return _Plan(calls, inner, per_slot, long, sum(counts[n] * seconds[n] for n in calls), seed, clock)
 
 
 def _estimated(call: Call, slot_s: float, clock: Clock) -> float:
-    """Seconds of the fastest of a few calls, after two that may compile, allocate and fault pages in."""
+    """Seconds of the fastest of a few calls, or of a long one, after two that may compile, allocate, fault pages in."""
     call()
     call()
     fastest = total = 0.0
@@ -132,7 +141,7 @@ def _estimated(call: Call, slot_s: float, clock: Clock) -> float:
         call()
         taken = max(clock() - start, 1) * 1e-9
         fastest, total = (taken if i == 0 else min(fastest, taken)), total + taken
-        if i >= 2 and total > slot_s:
+        if total > slot_s and (i >= 2 or taken > slot_s):
             break
     return fastest
 
@@ -142,20 +151,22 @@ def _timed(plan: _Plan, indices: range, total: int, progress: Progress | None) -
     with _no_collection():
         for index in indices:
             for name in order(list(plan.calls), index, plan.seed):
-                measured[name].append(_slot(plan.calls[name], plan.inner, plan.per_slot[name], plan.clock))
+                measured[name].append(_slot(plan, name))
             if progress is not None:
                 progress(index + 1, total)
     return {name: Samples(tuple(rounds), plan.inner) for name, rounds in measured.items()}
 
 
-def _slot(call: Call, inner: int, count: int, clock: Clock) -> tuple[float, ...]:
-    call()  # untimed: brings back into the caches what the others have pushed out
+def _slot(plan: _Plan, name: str) -> tuple[float, ...]:
+    call, clock = plan.calls[name], plan.clock
+    if name not in plan.long:
+        call()  # untimed: brings back into the caches what the others have pushed out, which long calls hardly notice
     samples = []
-    for _ in range(count):
+    for _ in range(plan.per_slot[name]):
         start = clock()
-        for _ in range(inner):
+        for _ in range(plan.inner):
             call()
-        samples.append((clock() - start) / inner * 1e-9)
+        samples.append((clock() - start) / plan.inner * 1e-9)
     return tuple(samples)
 
 

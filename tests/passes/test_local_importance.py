@@ -108,6 +108,30 @@ def test_greedy_is_near_brute_force() -> None:
     assert np.mean(ratios) < 1.1
 
 
+@pytest.mark.parametrize(("inner", "large"), [(40, 10), (90, 10), (90, 1000)])
+def test_many_units_go_as_if_the_inverse_were_made_anew_each_time(
+    inner: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several at once where there are many; in float32 and in smaller matrices as they go, or not: the same."""
+    monkeypatch.setattr(_local, "_LARGE", large)
+    program, data, x = feed(inner, 3)
+    group = couple(program).groups[0]
+    scores = _local.obs(program, couple(program), data, 0)[group.name]
+    x = x - x.mean(0)
+    damped, weight = _local.shrunk(x.T @ x / len(x), len(x)), program.weights()["down.weight"].detach().double()
+    left, wanted, at_once = list(range(inner)), [], 1 if inner <= 64 else -(-inner // 32)
+    while left:
+        inverse = torch.linalg.inv(damped[left][:, left])
+        root = torch.linalg.cholesky(damped).T
+        now = torch.linalg.lstsq(root[:, left], root @ weight.T).solution.T
+        order = torch.argsort(now.pow(2).sum(0) / inverse.diagonal(), stable=True)[:at_once]
+        wanted += [left[i] for i in order.tolist()]
+        left = [unit for place, unit in enumerate(left) if place not in order.tolist()]
+    found = np.argsort(scores, kind="stable").tolist()
+    assert found[: inner // 2] == wanted[: inner // 2]
+    assert np.mean(np.array(found) == np.array(wanted)) > 0.9
+
+
 def test_heads_and_kernels_go_as_blocks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3)).eval()

@@ -19,7 +19,7 @@ from edgecompile.axes import couple, cut, macs, shrink
 from edgecompile.data import Arrays
 from edgecompile.errors import PassError, SpecError
 from edgecompile.pass_manager import Context
-from edgecompile.passes import _importance, _refit
+from edgecompile.passes import _importance, _least_squares, _refit
 from edgecompile.passes._shrinking import step_of
 from edgecompile.passes.prune import Prune, selected
 from edgecompile.program import Program
@@ -299,7 +299,7 @@ def test_layers_are_solved_as_least_squares_says_and_hold_on_where_samples_are_f
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(3, 12, generator=generator, dtype=torch.float64)
     old = truth + 0.1 * torch.randn(3, 12, generator=generator, dtype=torch.float64)
-    halves = [_refit.Sums(), _refit.Sums()]
+    halves = [_least_squares.Sums(), _least_squares.Sums()]
     rows, wanted = [], []
     for half in halves:
         x = torch.randn(8 if few else 400, 12, generator=generator, dtype=torch.float64)
@@ -308,9 +308,34 @@ def test_layers_are_solved_as_least_squares_says_and_hold_on_where_samples_are_f
         rows.append(x)
         wanted.append(y)
         assert half.error(old) == pytest.approx(float((x @ old.T - y).pow(2).sum()), rel=1e-9)
-    found = _refit.ridge(halves, old)
+    found = _least_squares.ridge(halves, old)
     best = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
     if few:
         assert float((found - truth).norm()) < float((best - truth).norm())
     else:
         torch.testing.assert_close(found, best, atol=2e-2, rtol=0)
+
+
+@given(seed=st.integers(0, 10**6), inputs=st.integers(2, 30), damp=st.sampled_from(_least_squares.DAMPS))
+@settings(max_examples=30, deadline=None)
+def test_few_rows_are_solved_by_their_number_and_give_the_same_weights(seed: int, inputs: int, damp: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    old = torch.randn(3, inputs, generator=generator, dtype=torch.float64)
+    pairs = [[_least_squares.Sums(), _least_squares.Sums()], [_least_squares.Rows(), _least_squares.Rows()]]
+    for half in range(2):
+        for _ in range(2):
+            x = torch.randn(4, inputs, generator=generator, dtype=torch.float64)
+            y = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+            for pair in pairs:
+                pair[half].add(x, y)
+    sums, rows = pairs
+    assert sums[0].count == rows[0].count == 8
+    assert sums[1].error(old) == pytest.approx(rows[1].error(old), rel=1e-9)
+    torch.testing.assert_close(sums[0].solved(old, damp), rows[0].solved(old, damp), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(_least_squares.ridge(sums, old), _least_squares.ridge(rows, old), atol=1e-8, rtol=1e-8)
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_solved_all_the_same() -> None:
+    matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+    right = torch.tensor([[3.0], [3.0]], dtype=torch.float64)
+    torch.testing.assert_close(_least_squares.definite(matrix, right), torch.ones(2, 1, dtype=torch.float64))
