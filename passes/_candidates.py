@@ -125,6 +125,13 @@ class Candidates:
             self.shares[key] = self.ctx.share(self._timed(key[0], integer), self.source)
         return self.shares[key]
 
+    def timed_again(self, made: Made) -> None:
+        """Time a choice once more, with the weights that it got; the mean of both is its share from now on."""
+        assert self.ctx.share is not None
+        key = made.choice[: len(self.items)], self.precisions[made.choice[-1]]
+        program = self.finished(made.program) if key[1] else made.program
+        self.shares[key] = (self.shares[key] + self.ctx.share(program, self.source)) / 2
+
     def contested(self, choice: Choice, integer: bool) -> float:
         """The same in the fastest of all runtimes that the build emits for."""
         assert self.ctx.contest is not None

@@ -95,6 +95,21 @@ def test_the_latency_holds_and_is_used(program: Program, cost: Callable[[Program
     assert all(torch.equal(v, again.weights()[k]) for k, v in made.weights().items())
 
 
+def test_what_is_taken_was_timed_twice_and_holds_by_both(program: Program) -> None:
+    seen: list[float] = []
+
+    def lucky(one: Program, of: Program) -> float:
+        seen.append(share := by_macs(one) / by_macs(of))
+        return share * (0.8 if seen.count(share) == 1 else 1.0)
+
+    ctx = dataclasses.replace(context(program, by_macs), share=lucky)
+    made = small(latency=0.5).run(program.clone(), ctx)
+    found = by_macs(made) / by_macs(program)
+    assert seen.count(found) == 2
+    assert ctx.stats["latency"] == pytest.approx(0.9 * found, abs=1e-3)
+    assert ctx.stats["latency"] <= 0.5
+
+
 def test_where_operators_take_the_time_branches_go(program: Program) -> None:
     ctx = context(program, by_operators)
     made = small(latency=0.75).run(program.clone(), ctx)
