@@ -42,7 +42,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of what a layer multiplies its weights with, float64: the mean of x x' [inputs, inputs], of x, and how many x."""
+    """Of what a layer multiplies its weights with: the mean of x x' [inputs, inputs], of x, and how many x.
+
+    In float64, or float32 where there are so many inputs that these are most of the memory.
+    """
 
     second: Tensor
     mean: Tensor
@@ -51,7 +54,7 @@ class Moments:
     @property
     def spread(self) -> Tensor:
         """The covariance: what is lost where a bias takes up what is constant."""
-        return self.second - torch.outer(self.mean, self.mean)
+        return torch.addr(self.second, self.mean, self.mean, alpha=-1)
 
 
 def shrunk(matrix: Tensor, count: int) -> Tensor:
@@ -62,10 +65,12 @@ def shrunk(matrix: Tensor, count: int) -> Tensor:
     """
     size = len(matrix)
     mean = float(matrix.diagonal().mean())
-    square, trace = float(matrix.pow(2).sum()), float(matrix.trace()) ** 2
+    square, trace = float(torch.linalg.vector_norm(matrix)) ** 2, float(matrix.trace()) ** 2
     below = (count + 1 - 2 / size) * (square - trace / size)
     part = min(1.0, ((1 - 2 / size) * square + trace) / below) if below > 0 else 1.0
-    return (1 - part) * matrix + (part + _DAMP) * max(mean, 1e-12) * torch.eye(size, dtype=matrix.dtype)
+    found = (1 - part) * matrix
+    found.diagonal().add_((part + _DAMP) * max(mean, 1e-12))
+    return found
 
 
 def readers(program: Program, coupling: Coupling) -> dict[str, list[Reader]]:
@@ -163,15 +168,16 @@ def _compensated(
     left[reader.columns[list(units)].flatten()] = True
     outputs = kept(coupling.weights[str(argument(reader.node, "weight").target)][0], chosen)
     own = reader.weight[outputs]
-    inner = spread[left][:, left]
-    gone = own[:, ~left] @ spread[~left][:, left]
+    inner = spread[left][:, left].double()
+    gone = own[:, ~left] @ spread[~left][:, left].double()
     new = own[:, left] + definite(inner, gone.T).T
     value = weight(smaller, argument(node, "weight"))
     assert value is not None
     set_weight(smaller, argument(node, "weight"), new.reshape(value.shape).to(value.dtype))
     bias = weight(smaller, argument(node, "bias"))
     if bias is not None:
-        shift = own @ moments.mean - new @ moments.mean[left]
+        means = moments.mean.double()
+        shift = own @ means - new @ means[left]
         set_weight(smaller, argument(node, "bias"), (bias.double() + shift).to(bias.dtype))
 
 
@@ -209,10 +215,11 @@ class _Share:
 
     @staticmethod
     def of(reader: Reader, damped: Tensor) -> _Share:
-        power = float((reader.weight @ damped * reader.weight).sum().clamp(min=1e-300))
         kind = torch.float32 if len(damped) > _LARGE else torch.float64
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.to(kind)))
-        return _Share(reader.weight.to(kind, copy=True), inverse, power, reader.columns)
+        damped, own = damped.to(kind), reader.weight.to(kind, copy=True)
+        power = max(float((own @ damped * own).sum(dtype=torch.float64)), 1e-300)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        return _Share(own, inverse, power, reader.columns)
 
     def costs(self) -> Tensor:
         """What each unit that is left would cost, as a share of the power [units], float64."""
@@ -301,7 +308,8 @@ def _moments(
                 rows = _refit.of_those([_refit.rows_of(node, value, shapes[node])], counted.get(node), samples)[0]
                 (rows,) = _refit.drawn(rows, generator=generator)
                 counts[node] += len(rows)
-                gram, mean = product(rows, rows), rows.sum(0, dtype=torch.float64)
+                kind = torch.float32 if rows.shape[1] > _LARGE else torch.float64
+                gram, mean = product(rows, rows).to(kind), rows.sum(0, dtype=kind)
                 sums[node] = sums[node].add_(gram) if node in sums else gram
                 means[node] = means[node].add_(mean) if node in means else mean
     return {node: Moments(sums[node] / counts[node], means[node] / counts[node], counts[node]) for node in sums}

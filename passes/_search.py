@@ -62,7 +62,8 @@ class Search:
     def learn(self, precision: int) -> None:
         """The model of one precision, from all that was timed so far; it holds for the last one as it was timed."""
         known = self.timed[precision]
-        self.models[precision] = model = fitted(self.candidates.layout, list(known), list(known.values()))
+        integer = self.candidates.precisions[precision]
+        self.models[precision] = model = fitted(self.candidates.layout, list(known), list(known.values()), integer)
         if self.weights:
             choice, share = list(known.items())[-1]
             self.factor[precision] = share / model.time(choice)

@@ -26,6 +26,8 @@ from edgecompile.rewrite import argument
 _VALUES = "values"
 _RIDGE, _BEGIN = 0.001, 0.8
 """How strongly the rates hold to what they begin with, and which share of the time is the products' there."""
+_INTEGERS = 16
+"""Channels that integer kernels compute together at least: with AVX2, 24 take as long as 32, or longer if depthwise."""
 _MOST = 700
 """Combinations of levels of one part; an operator that more groups meet in is taken at their full width."""
 
@@ -58,7 +60,7 @@ class Piece:
     there: Floats
 
 
-def pieces(layout: Layout) -> list[Piece]:
+def pieces(layout: Layout, block: int) -> list[Piece]:
     """Every product by its multiplications, and everything else by the values that it writes."""
     found = []
     cost = layout.coupling.work
@@ -70,11 +72,11 @@ def pieces(layout: Layout) -> list[Piece]:
         else:
             dims: Any = layout.coupling.dims[node]
             terms, kind = (tuple(dims),), _VALUES
-        found.append(_piece(layout, node, terms, kind))
+        found.append(_piece(layout, block, node, terms, kind))
     return found
 
 
-def _piece(layout: Layout, node: fx.Node, terms: Sequence[Sequence[Dim]], kind: str) -> Piece:
+def _piece(layout: Layout, block: int, node: fx.Node, terms: Sequence[Sequence[Dim]], kind: str) -> Piece:
     groups = {g.atom: i for i, g in enumerate(layout.coupling.groups) if g.name in layout.widths}
     order = list(layout.widths)
     places = {atom: order.index(layout.coupling.groups[i].name) for atom, i in groups.items()}
@@ -89,7 +91,7 @@ def _piece(layout: Layout, node: fx.Node, terms: Sequence[Sequence[Dim]], kind: 
     work = np.zeros([len(v) for v in levels])
     for cell in every(*(range(len(v)) for v in levels)):
         left = base | {by_item[i]: levels[k][cell[k]] for k, i in enumerate(items)}
-        work[cell] = sum(prod(_size(d, left, by_item.values(), layout.block) for d in term) for term in terms)
+        work[cell] = sum(prod(_size(d, left, by_item.values(), block) for d in term) for term in terms)
     there = np.ones_like(work)
     for place, branch in enumerate(layout.branches):
         if node in branch.inside:
@@ -135,11 +137,11 @@ class Model:
         return float(sum(p.times[tuple(choice[i] for i in p.items)] for p in self.parts()))
 
 
-def fitted(layout: Layout, choices: Sequence[Sequence[int]], times: Sequence[float]) -> Model:
-    """The model that the times of these choices say; the first choice is the whole program."""
+def fitted(layout: Layout, choices: Sequence[Sequence[int]], times: Sequence[float], integer: bool = False) -> Model:
+    """The model that the times of these choices say, floats or integers; the first choice is the whole program."""
     from scipy.optimize import nnls
 
-    found = pieces(layout)
+    found = pieces(layout, max(layout.block, _INTEGERS) if integer else layout.block)
     kinds = sorted({p.kind for p in found})
     features = np.array([_features(found, kinds, choice) for choice in choices])
     scale = np.maximum(features[0], 1e-12)
