@@ -32,6 +32,7 @@ class Context:
     says the same of the fastest of several runtimes, where the build emits for several: it takes a minute. `ms` says it
     in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
     on from. `decide` gives the recorded choice of a name, or finds and records one. `tell` says how far a pass is.
+    `without` are lossy passes behind this one that are left out, by name, and why.
     """
 
     teacher: Program
@@ -51,6 +52,7 @@ class Context:
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
     stats: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    without: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a number that the report shows: `folded=3`."""
@@ -162,8 +164,13 @@ class PassManager:
         program, first = _priced(program, result, first, pricer)
         steps = [first] if first.passes else []
         index = len(first.passes)
+        context = replace(context, without={})  # which all passes fill
         while index < len(self.passes):
             group = self._group(index)
+            if group[0].name in context.without and group[0].keep != "always":
+                steps.append(_left_out(group, program, context.without[group[0].name]))
+                index += 1
+                continue
             result, step = self._step(index, group, program, context)
             program, step = _priced(program, result, step, pricer)
             steps.append(step)
@@ -250,6 +257,10 @@ class PassManager:
     def _place(self, index: int) -> str:
         rest = show(self.passes[index:])
         return f"pass {index + 1} of {len(self.passes)}; --pipeline '{rest}' runs from there"
+
+
+def _left_out(group: tuple[Pass, ...], program: Program, why: str) -> Step:
+    return Step(group, False, False, why, 0.0, len(program.graph.graph.nodes), None, None, {}, ())
 
 
 def _priced(program: Program, result: Program, step: Step, pricer: Pricer | None) -> tuple[Program, Step]:

@@ -10,7 +10,7 @@ import torch
 
 from edgecompile.axes import Coupling, Group, Member, couple, cut, macs
 from edgecompile.data import Dataset
-from edgecompile.pass_manager import Context
+from edgecompile.pass_manager import Context, Pass
 from edgecompile.passes import _local, _refit
 from edgecompile.passes._branches import Branch, Without, branches, dropped, separate
 from edgecompile.passes._importance import Scores
@@ -87,10 +87,17 @@ class Candidates:
         judge = Judge.of(program, data.take(judged))
         made = Candidates(program, ctx, coupling, layout, scores, counts, (), data, judge)
         made.items = tuple(made._items(statistics))
-        if any(not p.exact and not p.heals and not p.shapes for p in ctx.rest):
-            made.precisions = (False, True)
-            made.precision = Item("precision", (0.0, judge.lost(made.finished(program))))
+        if lossy := made.roundings:
+            lost = judge.lost(made.finished(program))
+            bound = any(one.keep == "always" for one in lossy)
+            made.precisions = (True,) if bound else (False, True)
+            made.precision = Item("precision", (lost,) if bound else (0.0, lost))
         return made
+
+    @property
+    def roundings(self) -> list[Pass]:
+        """The passes behind that round weights or values, which the choice decides on."""
+        return [one for one in self.ctx.rest if not one.exact and not one.heals and not one.shapes]
 
     @property
     def names(self) -> list[str]:
@@ -146,10 +153,9 @@ class Candidates:
         """The program as the passes behind would leave it, those that train and those that choose shapes left out."""
         assert self.ctx.calib is not None
         calib = self.ctx.calib.take(_TIMED_ON)
-        for one in self.ctx.rest:
-            if not one.exact and not one.heals and not one.shapes:
-                ctx = replace(self.ctx, drop=None, max_drop=None, calib=calib, stats={}, notes=[])
-                program = one.run(program.clone(), ctx).refreshed()
+        for one in self.roundings:
+            ctx = replace(self.ctx, drop=None, max_drop=None, calib=calib, stats={}, notes=[])
+            program = one.run(program.clone(), ctx).refreshed()
         return program
 
     def lost(self, choice: Choice) -> float:

@@ -153,6 +153,27 @@ def test_unless_it_is_to_be_kept_always(program: Program) -> None:
     assert "relu" not in str(result)
 
 
+@dataclass(frozen=True)
+class LeavesOut(Pass):
+    """Says that a later pass is not wanted."""
+
+    name = "leaves_out"
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        ctx.without["halve"] = "not run: enough"
+        return program
+
+
+def test_a_pass_can_leave_out_those_behind_it_but_not_what_is_to_be_kept_always(program: Program) -> None:
+    ctx = Context(program)
+    result, steps = PassManager((LeavesOut(), Nothing(), Halve(), DropRelu())).run(program, ctx)
+    assert [(s.passes[0].name, s.kept, s.reason) for s in steps if not s.kept] == [("halve", False, "not run: enough")]
+    assert torch.equal(result.weights()["0.weight"], program.weights()["0.weight"])
+    _, steps = PassManager((LeavesOut(), Halve(keep="always"))).run(program, ctx)
+    assert all(step.kept for step in steps)
+    assert not ctx.without
+
+
 def test_the_interface_is_held(program: Program) -> None:
     with pytest.raises(RuntimeError, match="changed the interface from"):
         _run(program, "widen")

@@ -190,6 +190,19 @@ def test_the_passes_behind_are_part_of_the_time(program: Program) -> None:
     assert "halved" not in made.weights()
 
 
+def test_a_plan_in_floats_leaves_out_what_would_round_and_one_that_must_round_is_never_in_floats(
+    program: Program,
+) -> None:
+    ctx = context(program, by_macs, rest=(Halves(),))
+    small(latency=0.6).run(program.clone(), ctx)
+    assert "planned in floats" in ctx.notes  # halving gains nothing here and loses something
+    assert ctx.without == {"halves": "not run: the plan fits in floats, which lose less"}
+    ctx = context(program, by_macs, rest=(Halves(keep="always"),))
+    small(latency=0.6).run(program.clone(), ctx)
+    assert "planned in integers" in ctx.notes
+    assert not ctx.without
+
+
 def test_times_of_parts_are_found_from_a_few_wholes(program: Program) -> None:
     found = Candidates.of(program, context(program, by_steps), "magnitude", 8, depth=True, samples=32)
     rng = np.random.default_rng(0)
