@@ -32,7 +32,7 @@ class Context:
     says the same of the fastest of several runtimes, where the build emits for several: it takes a minute. `ms` says it
     in milliseconds, and `rest` are the passes behind this one. `work` is a folder for what a run that is killed goes
     on from. `decide` gives the recorded choice of a name, or finds and records one. `tell` says how far a pass is.
-    `without` are lossy passes behind this one that are left out, by name, and why.
+    `without` are lossy passes behind this one that are left out, by name, and why; `sized`: the size has a budget too.
     """
 
     teacher: Program
@@ -53,6 +53,7 @@ class Context:
     stats: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     without: dict[str, str] = field(default_factory=dict)
+    sized: bool = False
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a number that the report shows: `folded=3`."""
@@ -82,6 +83,9 @@ class Pass(ABC):
     """It decides what is left of a program, rather than how that is computed."""
     heals: ClassVar[bool] = False
     """It changes weights alone and sees to it itself that they get better: it is not asked whether it is faster."""
+
+    integers: ClassVar[bool] = False
+    """Its sums are of integers behind it."""
 
     @property
     def times(self) -> bool:
@@ -168,7 +172,8 @@ class PassManager:
         while index < len(self.passes):
             group = self._group(index)
             if group[0].name in context.without and group[0].keep != "always":
-                steps.append(_left_out(group, program, context.without[group[0].name]))
+                why, nodes = context.without[group[0].name], len(program.graph.graph.nodes)
+                steps.append(Step(group, False, False, why, 0.0, nodes, None, None, {}, ()))
                 index += 1
                 continue
             result, step = self._step(index, group, program, context)
@@ -257,10 +262,6 @@ class PassManager:
     def _place(self, index: int) -> str:
         rest = show(self.passes[index:])
         return f"pass {index + 1} of {len(self.passes)}; --pipeline '{rest}' runs from there"
-
-
-def _left_out(group: tuple[Pass, ...], program: Program, why: str) -> Step:
-    return Step(group, False, False, why, 0.0, len(program.graph.graph.nodes), None, None, {}, ())
 
 
 def _priced(program: Program, result: Program, step: Step, pricer: Pricer | None) -> tuple[Program, Step]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecompile.errors import PassError
+from edgecompile.silence import mute
 
 Floats = NDArray[np.float64]
 Choice = tuple[int, ...]
@@ -155,13 +156,14 @@ def _milp(problem: Problem, budget: float | None) -> Choice | None:
     constraints = [LinearConstraint(matrix, right, right)]
     if budget is not None:
         constraints.append(LinearConstraint(csr_array(times[None]), -np.inf, budget * (1 - _ROUNDING)))
-    result = milp(
-        times if budget is None else lost / max(float(np.max(lost)), 1e-300),
-        integrality=np.concatenate([np.ones(count), np.zeros(total - count)]),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
-    )
+    with mute():
+        result = milp(
+            times if budget is None else lost / max(float(np.max(lost)), 1e-300),
+            integrality=np.concatenate([np.ones(count), np.zeros(total - count)]),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+        )
     if result.x is None:
         return None
     parts = np.split(result.x[:count], starts[1:-1])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -28,3 +31,27 @@ def silenced(*loggers: str, stdout: bool = False, stderr: bool = False) -> Itera
     finally:
         for logger, level in zip(found, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def mute() -> Iterator[None]:
+    """Drop what C code writes to standard output inside the block; nothing happens where that is closed.
+
+    HiGHS prints lines of its own whatever it is told, into what may be somebody's JSON.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -22,6 +22,8 @@ _DEPTH = (1.0, 0.2, 25.0)
 What is lost is measured before anything is refitted, which mends widths more than depth, and training more yet.
 """
 _SETTLING, _CORRECTIONS, _CONTESTS, _CONFIRMATIONS, _KINDS = 6, 4, 3, 3, 3
+_NEARLY = 1.1
+"""What is lost by a plan over what one with less time loses, up to which it goes first."""
 Weights = Floats
 """How much the loss of each item weighs in a plan."""
 
@@ -179,12 +181,14 @@ class Search:
     ) -> None:
         """The plan by these weights joins those that wait, if it is a new one.
 
-        One that uses what another left of the budget counts as no worse than that: training makes use of it.
+        One that uses what another left of the budget counts as no worse than that if it is nearly as good: training
+        makes use of what there is.
         """
         choice = self._plan(self.weights[number])
         if choice not in seen:
             seen.add(choice)
-            heappush(waiting, _Plan(min(most, self.candidates.lost(choice)), number, choice, corrections))
+            lost = self.candidates.lost(choice)
+            heappush(waiting, _Plan(most if most < lost <= _NEARLY * most else lost, number, choice, corrections))
 
     def _plan(self, weights: Weights) -> Choice:
         """The plan that loses least, of one in each precision."""

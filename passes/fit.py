@@ -103,9 +103,10 @@ class Fit(Pass):
         ctx.stats.update({"latency": round(best.share, 4), "timed": candidates.measured})
         for line in candidates.said(best.choice):
             ctx.note(line)
-        if len(candidates.precisions) > 1 and not candidates.precisions[best.choice[-1]]:
+        if not candidates.precisions[best.choice[-1]] and not ctx.sized:
             for one in candidates.roundings:
-                ctx.without[one.name] = "not run: the plan fits in floats, which lose less"
+                if one.integers:
+                    ctx.without[one.name] = "not run: the plan fits in floats, which lose less"
         if best.share < USED * budget and any(best.choice[: len(candidates.names)]):
             ctx.note(f"of {budget:.3g} of the latency {best.share:.3g} is used: no choice in between was found")
         return best.program

@@ -53,6 +53,7 @@ class Quantize(Pass):
 
     name: ClassVar[str] = "quantize"
     needs_calib: ClassVar[bool] = True
+    integers: ClassVar[bool] = True
 
     weights: Literal["int8", "fp8"] = "int8"
     activations: Literal["auto", "u8", "s8"] = "auto"

@@ -163,6 +163,7 @@ def _run(
         ms=shop.ms,
         decide=lambda name, find: shop.decide(name, shop.decided(name) or find()),
         tell=shop.tell,
+        sized=shop.size_budget,
     )
     manager = PassManager(passes, observers, remembered(cache, versions, shop, teacher.digest))
     program, steps = manager.run(teacher.program, context, shop, exact)

@@ -165,6 +165,7 @@ class Halves(Pass):
     """Stands for quantization in a pipeline: marks the program, which the cost below takes for integers."""
 
     name = "halves"
+    integers = True
 
     def run(self, program: Program, ctx: Context) -> Program:
         ctx.count("halved")
@@ -201,6 +202,9 @@ def test_a_plan_in_floats_leaves_out_what_would_round_and_one_that_must_round_is
     small(latency=0.6).run(program.clone(), ctx)
     assert "planned in integers" in ctx.notes
     assert not ctx.without
+    ctx = context(program, by_macs, rest=(Halves(),), sized=True)
+    small(latency=0.6).run(program.clone(), ctx)
+    assert not ctx.without  # what is not faster may be smaller
 
 
 def test_times_of_parts_are_found_from_a_few_wholes(program: Program) -> None:
