@@ -19,12 +19,13 @@ from edgecompile.passes._methods import scored
 from edgecompile.passes._relevant import Relevant, relevant
 from edgecompile.passes._shrinking import step_of
 from edgecompile.passes._timing import Layout
+from edgecompile.passes.quantize import Quantize
 from edgecompile.plan import Choice, Item
 from edgecompile.program import Program
 
 _LEVELS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0625, 0.03)
-_TIMED_ON = 48
-"""Calibration samples for programs that are only timed."""
+_ROUNDED_ON, _TIMED_ON = 48, 8
+"""Calibration samples for a program that is rounded to be compared, and for those that are only timed."""
 _TRIED_ON = 64
 """Calibration samples on which programs are refitted that may not be taken."""
 _TRIED_WORK, _LEAST_TRIED = 3e9, 4
@@ -136,7 +137,7 @@ class Candidates:
         """Time a choice once more, with the weights that it got; the mean of both is its share from now on."""
         assert self.ctx.share is not None
         key = made.choice[: len(self.items)], self.precisions[made.choice[-1]]
-        program = self.finished(made.program) if key[1] else made.program
+        program = self.finished(made.program, True) if key[1] else made.program
         self.shares[key] = (self.shares[key] + self.ctx.share(program, self.source)) / 2
 
     def contested(self, choice: Choice, integer: bool) -> float:
@@ -147,15 +148,19 @@ class Candidates:
     def _timed(self, choice: Choice, integer: bool) -> Program:
         """What is timed of a choice."""
         program = self._bare(choice)
-        return self.finished(program) if integer else program
+        return self.finished(program, True) if integer else program
 
-    def finished(self, program: Program) -> Program:
-        """The program as the passes behind would leave it, those that train and those that choose shapes left out."""
+    def finished(self, program: Program, timed: bool = False) -> Program:
+        """The program as the passes behind would leave it, those that train and those that choose shapes left out.
+
+        What is only timed needs no values that are any good.
+        """
         assert self.ctx.calib is not None
-        calib = self.ctx.calib.take(_TIMED_ON)
+        calib = self.ctx.calib.take(_TIMED_ON if timed else _ROUNDED_ON)
         for one in self.roundings:
+            hurried = replace(one, bias_correction=False) if timed and isinstance(one, Quantize) else one
             ctx = replace(self.ctx, drop=None, max_drop=None, calib=calib, stats={}, notes=[])
-            program = one.run(program.clone(), ctx).refreshed()
+            program = hurried.run(program.clone(), ctx).refreshed()
         return program
 
     def lost(self, choice: Choice) -> float:
