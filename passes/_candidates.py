@@ -90,7 +90,7 @@ class Candidates:
         made.items = tuple(made._items(statistics))
         if lossy := made.roundings:
             lost = judge.lost(made.finished(program))
-            bound = any(one.keep == "always" for one in lossy)
+            bound = any(one.integers and one.keep == "always" for one in lossy)
             made.precisions = (True,) if bound else (False, True)
             made.precision = Item("precision", (lost,) if bound else (0.0, lost))
         return made

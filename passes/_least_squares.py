@@ -19,7 +19,7 @@ _LARGE, _PLENTY = 2000, 8
 _SLOW = 1000
 """Inputs above which every second damping is tried."""
 _WIDE = 500
-"""Inputs above which a chunk's products are summed in float32, twice as fast; chunks are added in float64."""
+"""Inputs above which a chunk's products are summed in float32, which is faster; chunks are added in float64."""
 
 
 @dataclass

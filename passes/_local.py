@@ -12,21 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from edgecompile.axes import Coupling, Group
+from edgecompile.axes import Coupling
 from edgecompile.axes.dims import Dim, Index, kept
 from edgecompile.data import Dataset
 from edgecompile.passes import _importance, _refit
 from edgecompile.passes._importance import Scores
 from edgecompile.passes._least_squares import definite, product
 from edgecompile.passes._relevant import Relevant, relevant
+from edgecompile.passes._removal import LARGE, removed
 from edgecompile.passes._taps import tapped
 from edgecompile.program import Program
 from edgecompile.rewrite import argument, set_weight, weight, weight_readers
 
-_SMALL, _STEPS = 64, 32
-"""Units up to which one goes at a time; of larger groups several do, in so many steps."""
-_LARGE, _COMPACT = 1500, 0.75
-"""Inputs above which float32 serves, and the part of the inputs below which what is gone is cut out of the matrices."""
 _DAMP = 1e-2
 _SETTLED, _ROUNDS = 1e-4, 500
 
@@ -124,7 +121,9 @@ def removals(program: Program, coupling: Coupling, found: Readers, moments: Mapp
     scores = _importance.magnitude(program, coupling)
     for group in coupling.groups:
         if found[group.name]:
-            scores[group.name] = _removed(group, [(r, _held(r, moments[r.node])) for r in found[group.name]])
+            scores[group.name] = removed(
+                group.size, [(r.weight, _held(r, moments[r.node]), r.columns) for r in found[group.name]]
+            )
     return scores
 
 
@@ -179,74 +178,6 @@ def _compensated(
         means = moments.mean.double()
         shift = own @ means - new @ means[left]
         set_weight(smaller, argument(node, "bias"), (bias.double() + shift).to(bias.dtype))
-
-
-def _removed(group: Group, layers: Sequence[tuple[Reader, Tensor]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """What each unit costs at its turn; units that go later never cost less than those before them."""
-    shares = [_Share.of(reader, damped) for reader, damped in layers]
-    left = torch.arange(group.size)
-    at_once = 1 if group.size <= _SMALL else -(-group.size // _STEPS)
-    scores = np.zeros(group.size)
-    least = 0.0
-    while len(left):
-        costs = sum(share.costs() for share in shares)
-        assert isinstance(costs, Tensor)
-        order = torch.argsort(costs, stable=True)
-        gone, rest = order[:at_once], order[at_once:].sort().values
-        least = max(sum(share.without(gone, rest) for share in shares) / len(gone), least * (1 + 1e-9))
-        for place, unit in enumerate(left[gone].tolist()):
-            scores[unit] = least = least * (1 + 1e-9) if place else least
-        left = left[rest]
-    return scores
-
-
-@dataclass
-class _Share:
-    """One layer as units go: the inverse of its inputs' moments, and its weights, less what is gone.
-
-    What is gone has rows and columns of zeros, until that is so much that smaller matrices pay. In float32 where they
-    are large: damped as they are, that is exact enough to rank by.
-    """
-
-    weight: Tensor
-    inverse: Tensor
-    power: float
-    inputs: Tensor
-
-    @staticmethod
-    def of(reader: Reader, damped: Tensor) -> _Share:
-        kind = torch.float32 if len(damped) > _LARGE else torch.float64
-        damped, own = damped.to(kind), reader.weight.to(kind, copy=True)
-        power = max(float((own @ damped * own).sum(dtype=torch.float64)), 1e-300)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        return _Share(own, inverse, power, reader.columns)
-
-    def costs(self) -> Tensor:
-        """What each unit that is left would cost, as a share of the power [units], float64."""
-        if self.inputs.shape[1] == 1:
-            alone = self.inputs[:, 0]
-            square = self.weight[:, alone].pow(2).sum(0, dtype=torch.float64)
-            return square / self.inverse.diagonal()[alone].double() / self.power
-        blocks = self.inverse[self.inputs[:, :, None], self.inputs[:, None, :]]
-        own = self.weight[:, self.inputs].transpose(0, 1)
-        costs: Tensor = ((own @ torch.linalg.inv(blocks)) * own).sum((1, 2), dtype=torch.float64) / self.power
-        return costs
-
-    def without(self, gone: Tensor, rest: Tensor) -> float:
-        """Take units out, by their place among those that are left; what that costs."""
-        inputs = self.inputs[gone].flatten()
-        middle, own = torch.linalg.inv(self.inverse[inputs][:, inputs]), self.weight[:, inputs]
-        across = self.inverse[inputs]
-        given = middle @ across
-        cost = float(((own @ middle) * own).sum(dtype=torch.float64)) / self.power
-        self.weight.addmm_(own, given, alpha=-1)
-        self.inverse.addmm_(across.T, given, alpha=-1)
-        self.inputs = self.inputs[rest]
-        if self.inputs.numel() < _COMPACT * len(self.inverse):
-            stays = self.inputs.flatten().sort().values
-            self.weight, self.inverse = self.weight[:, stays], self.inverse[stays][:, stays]
-            self.inputs = torch.searchsorted(stays, self.inputs)
-        return cost
 
 
 def kcm(program: Program, coupling: Coupling, data: Dataset, seed: int) -> Scores:
@@ -308,7 +239,7 @@ def _moments(
                 rows = _refit.of_those([_refit.rows_of(node, value, shapes[node])], counted.get(node), samples)[0]
                 (rows,) = _refit.drawn(rows, generator=generator)
                 counts[node] += len(rows)
-                kind = torch.float32 if rows.shape[1] > _LARGE else torch.float64
+                kind = torch.float32 if rows.shape[1] > LARGE else torch.float64
                 gram, mean = product(rows, rows).to(kind), rows.sum(0, dtype=kind)
                 sums[node] = sums[node].add_(gram) if node in sums else gram
                 means[node] = means[node].add_(mean) if node in means else mean

@@ -94,7 +94,7 @@ class Search:
             kept = self._round()
         kept, tried = held or kept, list[Made]()
         while kept is not None and len(tried) < _CONFIRMATIONS:
-            tried.append(made := self._confirmed(*kept))
+            tried.append(made := self._confirmed(kept[0]))
             if made.share <= self.budget:
                 return made
             kept = self._round()
@@ -108,12 +108,11 @@ class Search:
             f"fit: {self.budget:.3g} of the latency is out of reach: the fastest one tried takes {least:.3g}"
         )
 
-    def _confirmed(self, plan: _Plan, share: float) -> Made:
+    def _confirmed(self, plan: _Plan) -> Made:
         """The program of a plan, timed a second time: the first may have been one of the machine's good moments."""
         precision = plan.choice[-1]
-        made = self.candidates.made(plan.choice, share)
+        made = self.candidates.made(plan.choice, 0.0)
         self.candidates.timed_again(made)
-        self.timed[precision].pop(plan.choice[:-1], None)
         share = self.measured(plan.choice)
         self.learn(precision)
         return replace(made, share=share)

@@ -27,7 +27,7 @@ _VALUES = "values"
 _RIDGE, _BEGIN = 0.001, 0.8
 """How strongly the rates hold to what they begin with, and which share of the time is the products' there."""
 _INTEGERS = 16
-"""Channels that integer kernels compute together at least: with AVX2, 24 take as long as 32, or longer if depthwise."""
+"""Channels that integer kernels compute together at least, whatever the block of the floats is."""
 _MOST = 700
 """Combinations of levels of one part; an operator that more groups meet in is taken at their full width."""
 

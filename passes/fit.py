@@ -99,7 +99,7 @@ class Fit(Pass):
             candidates.trying(self.tries), self.unreachable == "fastest"
         )
         if best.share > budget:
-            ctx.note(f"{budget:.3g} of the latency is out of reach: the fastest choice tried takes {best.share:.3g}")
+            ctx.note(f"{budget:.3g} of the latency was not reached: the best that was found takes {best.share:.3g}")
         ctx.stats.update({"latency": round(best.share, 4), "timed": candidates.measured})
         for line in candidates.said(best.choice):
             ctx.note(line)
@@ -116,6 +116,9 @@ class Fit(Pass):
         rng = np.random.default_rng(ctx.seed)
         whole: Choice = (0,) * len(candidates.items)
         built = min(self.built, _BUILT_LARGE) if candidates.large else self.built
+        if candidates.large:
+            tries = candidates.trying(self.tries)
+            ctx.note(f"large program: {built} choices by chance are timed, {tries} plans compared, on less data")
         chosen = [whole, *(candidates.random(rng) for _ in range(built))]
         search = Search(candidates, ctx, budget, self.heal, gain=dict.fromkeys(range(len(candidates.precisions)), 1.0))
         timed = [

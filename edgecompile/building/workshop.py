@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 _EMITTED = 6
 """Raised with every change of what targets leave in a folder: cached ones of before are not used."""
 _ROUGHLY = 1.0
-"""Seconds that choices are timed, unless eight rounds take longer."""
+"""Seconds that choices are timed, unless the fewest rounds take longer."""
 _WORTH = 0.9
 """A lossy pass that is not faster must at least make the artifact this much smaller, when a size budget asks."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompile.measure.timing import Samples
+from edgecompile.measure.timing import FEWEST_ROUNDS, Samples
 
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
 Answer = Literal["pass", "miss", "inconclusive"]
@@ -17,7 +17,6 @@ Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.99
 _RESAMPLES = 4000
-_FEWEST_ROUNDS = 8  # below this not even [fastest, slowest] holds the median with 99 %: 2 ** (1 - 8) < 1 %
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def _round_medians(samples: Samples) -> Floats:
 
 def _bootstrap(values: Floats) -> tuple[float, float]:
     """Percentile bootstrap of the median (Efron 1979), the same for the same values."""
-    if len(values) < _FEWEST_ROUNDS:
-        raise ValueError(f"a 99 % interval needs at least {_FEWEST_ROUNDS} rounds, got {len(values)}")
+    if len(values) < FEWEST_ROUNDS:
+        raise ValueError(f"a 99 % interval needs at least {FEWEST_ROUNDS} rounds, got {len(values)}")
     picks = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.median(values[picks], axis=1), [tail, 1 - tail])

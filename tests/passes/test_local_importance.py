@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgecompile.axes import couple, cut
 from edgecompile.data import Arrays
-from edgecompile.passes import _local
+from edgecompile.passes import _local, _removal
 from edgecompile.program import Program
 
 
@@ -113,7 +113,8 @@ def test_many_units_go_as_if_the_inverse_were_made_anew_each_time(
     inner: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several at once where there are many; in float32 and in smaller matrices as they go, or not: the same."""
-    monkeypatch.setattr(_local, "_LARGE", large)
+    monkeypatch.setattr(_local, "LARGE", large)
+    monkeypatch.setattr(_removal, "LARGE", large)
     program, data, x = feed(inner, 3)
     group = couple(program).groups[0]
     scores = _local.obs(program, couple(program), data, 0)[group.name]
